@@ -1,0 +1,17 @@
+"""What can go wrong, as the user sees it: every error says what, where, and what to do."""
+
+
+class GamError(Exception):
+    """Base of every error that gam raises on purpose; its text is one line."""
+
+
+class AdapterError(GamError, ValueError):
+    """An adapter cannot be read, or holds something that cannot be merged."""
+
+
+class OptionError(GamError, ValueError):
+    """An option is unknown, malformed, or does not fit the adapters."""
+
+
+class OutputError(GamError, OSError):
+    """The result cannot be written."""

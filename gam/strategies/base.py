@@ -1,0 +1,124 @@
+"""What a strategy is: one function, and its parameters declared once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gam.errors import OptionError
+
+Kind = Literal["bool", "float", "int", "adapter"]
+
+
+@dataclass(frozen=True)
+class Param:
+    """One parameter of a strategy, as `--help`, the checks and the records know it.
+
+    Attributes:
+        name: Keyword of the strategy's function.
+        kind: "adapter" takes an adapter's name or its index from 0, or one of ``choices``.
+        default: Value when the user gives none.
+        help: One sentence.
+        minimum: Smallest value allowed, itself included.
+        maximum: Largest value allowed, itself included.
+        choices: Words allowed besides what ``kind`` says.
+    """
+
+    name: str
+    kind: Kind
+    default: bool | float | int | str | None
+    help: str
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A merging method.
+
+    Attributes:
+        name: What the user types.
+        function: ``function(updates, weights, **params) -> Product | Rows``. ``updates``
+            is a sequence of `gam.updates.Update`, all present and non-zero, at least one;
+            ``weights`` one float for each, their absolute values summing to at most one
+            (less where some adapter lacks these modules). Pure: no files, no printing.
+        summary: One line.
+        paper: Reference to the paper, for the model card.
+        params: Its parameters.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    summary: str
+    paper: str
+    params: tuple[Param, ...] = ()
+
+    def check(self, values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """Return every parameter with a checked value, defaults filled in.
+
+        Args:
+            values: Parameters as given: Python values, or text from a command line.
+            names: Labels of the adapters, for parameters of kind "adapter".
+
+        Returns:
+            Name to value for all of ``params``; an "adapter" becomes the label.
+
+        Raises:
+            OptionError: An unknown name or a value out of range.
+        """
+        known = {param.name: param for param in self.params}
+        for name in values:
+            if name not in known:
+                listed = ", ".join(known) or "none"
+                raise OptionError(
+                    f"method {self.name!r} has no parameter {name!r}; its parameters: {listed}"
+                )
+        checked = {}
+        for param in self.params:
+            value = values.get(param.name)
+            checked[param.name] = (
+                param.default if value is None else self._parse(param, value, names)
+            )
+        return checked
+
+    def _parse(self, param: Param, value: Any, names: Sequence[str]) -> Any:
+        where = f"{param.name} of method {self.name!r}"
+        if isinstance(value, str) and value in param.choices:
+            return value
+        if param.kind == "adapter":
+            return _adapter(value, names, where, param.choices)
+        if param.kind == "bool":
+            if isinstance(value, str):
+                value = {"true": True, "false": False}.get(value.lower(), value)
+            if not isinstance(value, bool):
+                raise OptionError(f"{where}: got {value!r}, expected true or false")
+            return value
+        word = "a whole number" if param.kind == "int" else "a number"
+        try:
+            number = float(value) if not isinstance(value, bool) else math.nan
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number) or (param.kind == "int" and number != int(number)):
+            raise OptionError(f"{where}: got {value!r}, expected {word}")
+        if not param.minimum <= number <= param.maximum:
+            raise OptionError(
+                f"{where}: got {value!r}, expected {word} "
+                f"from {param.minimum:g} to {param.maximum:g}"
+            )
+        return int(number) if param.kind == "int" else number
+
+
+def _adapter(value: Any, names: Sequence[str], where: str, choices: tuple[str, ...]) -> str:
+    if isinstance(value, str) and value in names:
+        return value
+    try:
+        return names[range(len(names)).index(int(value))]
+    except (TypeError, ValueError):
+        listed = ", ".join([*names, *choices])
+        raise OptionError(
+            f"{where}: got {value!r}, expected an index from 0 to {len(names) - 1} "
+            f"or one of: {listed}"
+        ) from None
