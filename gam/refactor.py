@@ -1,0 +1,135 @@
+"""From a merged update to the LoRA factors that are written, all in the small space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from gam.updates import Product, Side
+
+# Singular values this far below the largest are rounding noise of the Gram matrices.
+_NOISE = 1e-7
+# Where the terms of a sum cancel to less than this, the noise would show: QR instead.
+_CANCELLATION = 1e-3
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The singular value decomposition of merged updates, long factors not yet formed.
+
+    Attributes:
+        left: [m, p, n] coefficients over the left bases; they stand for orthogonal columns
+            of length sqrt(values), the balanced factor B.
+        right: [m, q, n], likewise for A.
+        values: [m, n] singular values, descending; noise is set to zero.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+    values: torch.Tensor
+
+    def cut(self, rank: int) -> Spectrum:
+        """Return the best approximation of the given rank; padded with zeros beyond n."""
+        extra = max(0, rank - self.values.shape[-1])
+        parts = (self.left, self.right, self.values)
+        left, right, values = (torch.nn.functional.pad(part[..., :rank], (0, extra)) for part in parts)
+        return Spectrum(left, right, values)
+
+    def scaled(self, factor: float) -> Spectrum:
+        """Return the spectrum of ``factor`` times the update."""
+        root = abs(factor) ** 0.5
+        signed = root if factor >= 0 else -root
+        return Spectrum(self.left * signed, self.right * root, self.values * abs(factor))
+
+
+def decompose(left: Side, product: Product, right: Side) -> Spectrum:
+    """Return the singular value decomposition of a product without forming it.
+
+    With ``R_L^T R_L`` the Gram matrix of the product's left columns L, and likewise for the
+    right columns, the small matrix ``M = R_L C R_R^T`` has the singular values of the
+    update. From ``M = P S Q^T`` the factors follow without any inverse of R:
+    ``B = L C R_R^T Q S^-1/2`` and ``A^T = R C^T R_L^T P S^-1/2``.
+
+    Args:
+        left: The bases that ``product.left`` refers to.
+        product: Batched over m modules.
+        right: The bases that ``product.right`` refers to.
+
+    Returns:
+        Coefficients of the balanced factors, and the singular values.
+    """
+    sides = ((left, product.left), (right, product.right))
+    roots = [_root(part.mT @ side.gram @ part) for side, part in sides]
+    inner, vectors, values, covectors = _svd(product.core, roots)
+    lengths = [root.norm(dim=-2) for root in roots]
+    terms = lengths[0].unsqueeze(-1) * product.core * lengths[1].unsqueeze(-2)
+    cancelled = values.norm(dim=-1) < _CANCELLATION * terms.norm(dim=(-2, -1))
+    if bool(cancelled.any()):
+        for root, (side, part) in zip(roots, sides, strict=True):
+            triangle = torch.linalg.qr(side.form(part)[cancelled], mode="r").R
+            rows = root.shape[-2] - triangle.shape[-2]
+            root[cancelled] = torch.nn.functional.pad(triangle, (0, 0, 0, rows))
+        inner, vectors, values, covectors = _svd(product.core, roots)
+    alive = values > _NOISE * values[..., :1]
+    inverse = torch.where(alive, values.clamp_min(1e-300).rsqrt(), 0.0).unsqueeze(-2)
+    return Spectrum(
+        left=product.left @ (product.core @ (roots[1].mT @ covectors)) * inverse,
+        right=product.right @ (inner.mT @ vectors) * inverse,
+        values=torch.where(alive, values, 0.0),
+    )
+
+
+def _svd(core: torch.Tensor, roots: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Return ``R_L C``, and P, S, Q of ``R_L C R_R^T``."""
+    inner = roots[0] @ core
+    left, values, right = torch.linalg.svd(inner @ roots[1].mT, full_matrices=False)
+    # The SVD leaves the signs open: make the largest entry of each left vector positive.
+    largest = left.abs().argmax(dim=-2, keepdim=True)
+    signs = torch.where(left.gather(-2, largest) < 0, -1.0, 1.0).to(left.dtype)
+    return inner, left * signs, values, right.mT * signs
+
+
+def _root(matrix: torch.Tensor) -> torch.Tensor:
+    """Return R with ``R^T R`` equal to a positive semidefinite matrix, singular or not."""
+    lengths = torch.diagonal(matrix, dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    inverse = torch.where(lengths > 0, 1 / lengths.clamp_min(1e-300), 0.0)
+    values, vectors = torch.linalg.eigh(matrix * inverse[..., None] * inverse[..., None, :])
+    return values.clamp_min(0).sqrt().unsqueeze(-1) * vectors.mT * lengths.unsqueeze(-2)
+
+
+def choose_rank(values: torch.Tensor, energy: float) -> int:
+    """Return the smallest rank that keeps the given share of the squared norm.
+
+    Args:
+        values: [n] singular values, descending.
+        energy: Share from 0 to 1.
+
+    Returns:
+        A rank from 1 to n.
+    """
+    squares = values.square().cumsum(0)
+    needed = squares < energy * squares[-1] * (1 - 1e-12)
+    return min(int(needed.sum()) + 1, values.shape[0])
+
+
+def rounding_error(
+    factor: torch.Tensor, rounded: torch.Tensor, values: torch.Tensor, dim: int
+) -> torch.Tensor:
+    """Return the squared norm of what rounding one of two balanced factors changed.
+
+    The columns of B and the rows of A are orthogonal with squared lengths s_j, so rounding
+    B changes the product by ``sum_j s_j |db_j|^2``, and likewise for A; the cross terms of
+    the two average out.
+
+    Args:
+        factor: lora_b [m, d, r] or lora_a [m, r, k].
+        rounded: The same in the output dtype.
+        values: [m, r], the s_j.
+        dim: The long dimension of the factor.
+
+    Returns:
+        [m] squared Frobenius norms, float64.
+    """
+    change = rounded.to(factor.dtype).sub_(factor)
+    return (torch.linalg.vecdot(change, change, dim=dim) * values).sum(-1)

@@ -1,0 +1,234 @@
+"""Geometric Alignment Merging: rotate the bases onto a common frame, then average.
+
+With orthonormal bases Q and cores C of the updates, ``dW_i = Q_i^B C_i (Q_i^A)^T``, and a
+reference numbered 1, the merge is
+
+    T_i = polar(Q_i^T Q_1)                      for each side
+    U = sum_i w_i Q_i^B T_i^B                   the mean basis, likewise V
+    C = sum_i w_i (T_i^B)^T C_i T_i^A           the mean core
+    dW = U C V^T
+
+which equals the paper's form (SVD of each dense update, Procrustes on each side, averages
+of U, S and V) because the rotations inside the bases cancel.
+
+Source: Preference Delta Aggregation, arXiv 2606.00357, equations 1 to 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from gam.strategies.base import Param, Strategy
+from gam.updates import Basis, Product, Update
+from gam_kernels import polar
+
+# A fixed point is reached when no entry of a rotation moves more than this.
+_CONSENSUS_TOLERANCE = 1e-10
+_CONSENSUS_ITERATIONS = 200
+# Below these the answer rests on noise, and the user is told.
+_CLEAR_GAP = 0.1
+_CLEAR_OVERLAP = 1e-7
+_CANCELLED = 1e-9
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One side brought onto a common frame.
+
+    Attributes:
+        rotations: T_i, [m, rho_i, rho].
+        mean: [m, sum rho_i, rho], the mean basis as coefficients over all bases.
+        gram: [m, rho, rho], the Gram matrix of the mean basis.
+        diagnostics: For the report.
+    """
+
+    rotations: list[torch.Tensor]
+    mean: torch.Tensor
+    gram: torch.Tensor
+    diagnostics: dict[str, list[Any]]
+
+
+def gam(
+    updates: Sequence[Update],
+    weights: Sequence[float],
+    *,
+    reference: str | None = None,
+    retract: bool = False,
+    match_norm: bool = False,
+) -> Product:
+    """Merge by Geometric Alignment Merging.
+
+    Bases are averaged with the absolute values of the weights, so that a negative weight
+    flips the sign of its adapter's core and nothing else. Directions of the reference that
+    an adapter of lower rank does not cover are averaged over those that do.
+
+    Args:
+        updates: One per adapter, batched over m modules.
+        weights: One per update.
+        reference: Label of the adapter whose frame the others are rotated onto. None: the
+            first of the largest rank; so too where the named one is absent. "consensus":
+            the generalised Procrustes mean, which no order can change.
+        retract: Replace the mean bases by the nearest orthonormal ones.
+        match_norm: Scale each module to the weighted mean of its inputs' Frobenius norms.
+
+    Returns:
+        A product of the reference's rank.
+
+    Source: arXiv 2606.00357, equations 1 to 5.
+    """
+    total = sum(abs(weight) for weight in weights)
+    shares = [abs(weight) / total for weight in weights]
+    if reference == "consensus":
+        find = _consensus
+    else:
+        find = partial(_align, chosen=_choose(updates, reference))
+    left, right = (
+        find(bases, shares) for bases in ([u.left for u in updates], [u.right for u in updates])
+    )
+    core = sum(
+        weight * (t_left.mT @ update.core @ t_right)
+        for update, weight, t_left, t_right in zip(
+            updates, weights, left.rotations, right.rotations, strict=True
+        )
+    )
+    if retract:
+        root_left, root_right = _inverse_root(left.gram), _inverse_root(right.gram)
+        core = root_left @ core @ root_right
+    if match_norm:
+        size = torch.linalg.vecdot((left.gram @ core).flatten(-2), (core @ right.gram).flatten(-2))
+        wanted = sum(abs(w) * update.norm() for update, w in zip(updates, weights, strict=True))
+        # Cores that cancel leave only rounding noise, which must not be blown up.
+        real = size > (_CANCELLED * wanted) ** 2
+        factor = torch.where(real, wanted * size.clamp_min(1e-300).rsqrt(), 1.0)
+        core = core * factor[:, None, None]
+    diagnostics = {
+        f"{name}_{key}": value
+        for name, side in (("left", left), ("right", right))
+        for key, value in side.diagnostics.items()
+    }
+    return Product(left.mean, core, right.mean, diagnostics, _warnings(diagnostics))
+
+
+def _choose(updates: Sequence[Update], reference: str | None) -> int:
+    for index, update in enumerate(updates):
+        if update.name == reference:
+            return index
+    ranks = [update.core.shape[-1] for update in updates]
+    return ranks.index(max(ranks))
+
+
+def _align(bases: Sequence[Basis], shares: Sequence[float], chosen: int) -> _Frame:
+    """Rotate every basis onto the chosen one and average."""
+    joint = bases[0].side.gram
+    target = bases[chosen]
+    rank = target.gauge.shape[-1]
+    rotations, smallest = [], []
+    for index, basis in enumerate(bases):
+        if index == chosen:
+            identity = torch.eye(rank, dtype=joint.dtype, device=joint.device)
+            rotations.append(identity.expand(joint.shape[0], rank, rank))
+            continue
+        rotation, least = polar(basis.overlap(target))
+        rotations.append(rotation)
+        smallest.append(least)
+    diagnostics: dict[str, list[Any]] = {}
+    if smallest:
+        diagnostics["overlap_min"] = torch.stack(smallest).amin(0).tolist()
+    mean = _mean(shares, rotations)
+    return _Frame(rotations, mean, mean.mT @ joint @ mean, diagnostics)
+
+
+def _mean(shares: Sequence[float], rotations: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the mean of the rotated bases, as coefficients; the coverage divided out."""
+    pairs = list(zip(shares, rotations, strict=True))
+    mean = torch.cat([share * rotation for share, rotation in pairs], dim=-2)
+    if all(rotation.shape[-2] >= rotation.shape[-1] for rotation in rotations):
+        return mean
+    coverage = sum(share * (rotation.mT @ rotation) for share, rotation in pairs)
+    return torch.linalg.solve(coverage, mean, left=False)
+
+
+def _consensus(bases: Sequence[Basis], shares: Sequence[float]) -> _Frame:
+    """Align to the generalised Procrustes mean, found from the overlaps alone.
+
+    It starts from the leading eigenvectors of the weighted mean of the projectors, which do
+    not depend on the order of the adapters, and is iterated to a fixed point.
+    """
+    joint = bases[0].side.gram
+    ranks = [basis.gauge.shape[-1] for basis in bases]
+    rank = max(ranks)
+    roots = torch.cat(
+        [joint.new_full((r,), share**0.5) for r, share in zip(ranks, shares, strict=True)]
+    )
+    values, vectors = torch.linalg.eigh(joint * roots[:, None] * roots)
+    leading = vectors[..., -rank:] * values[..., None, -rank:].clamp_min(1e-300).rsqrt()
+    frame = roots[:, None] * leading
+    gap = values[..., -rank] - (values[..., -rank - 1] if sum(ranks) > rank else 0)
+
+    rotations = [polar(part)[0] for part in (joint @ frame).split(ranks, dim=-2)]
+    change = joint.new_full(joint.shape[:1], torch.inf)
+    iterations = 0
+    while iterations < _CONSENSUS_ITERATIONS and bool((change > _CONSENSUS_TOLERANCE).any()):
+        iterations += 1
+        mean = _mean(shares, rotations)
+        frame = mean @ _inverse_root(mean.mT @ joint @ mean)
+        previous = rotations
+        rotations = [polar(part)[0] for part in (joint @ frame).split(ranks, dim=-2)]
+        moved = [(a - b).abs().amax((-2, -1)) for a, b in zip(rotations, previous, strict=True)]
+        change = torch.stack(moved).amax(0)
+    diagnostics: dict[str, list[Any]] = {
+        "consensus_iterations": [iterations] * joint.shape[0],
+        "consensus_change": change.tolist(),
+        "consensus_gap": gap.tolist(),
+    }
+    mean = _mean(shares, rotations)
+    return _Frame(rotations, mean, mean.mT @ joint @ mean, diagnostics)
+
+
+def _inverse_root(matrix: torch.Tensor) -> torch.Tensor:
+    """Return the inverse square root of a symmetric positive matrix; zero on its kernel."""
+    values, vectors = torch.linalg.eigh(matrix)
+    floor = values[..., -1:] * matrix.shape[-1] * torch.finfo(matrix.dtype).eps
+    inverse = torch.where(values > floor, values.clamp_min(1e-300).rsqrt(), 0.0)
+    return (vectors * inverse.unsqueeze(-2)) @ vectors.mT
+
+
+def _warnings(diagnostics: dict[str, list[Any]]) -> list[str]:
+    found = []
+    if any(min(v) < _CLEAR_OVERLAP for k, v in diagnostics.items() if k.endswith("overlap_min")):
+        found.append(
+            "two adapters have directions at right angles, so their alignment is not unique"
+        )
+    if any(min(v) < _CLEAR_GAP for k, v in diagnostics.items() if k.endswith("consensus_gap")):
+        found.append("no clear consensus: the adapters share too little for one common frame")
+    return found
+
+
+GAM = Strategy(
+    name="gam",
+    function=gam,
+    summary="Align the singular subspaces by rotations, then average bases and cores.",
+    paper="Preference Delta Aggregation with LoRA Merging, arXiv 2606.00357",
+    params=(
+        Param(
+            "reference",
+            "adapter",
+            None,
+            "Adapter whose frame the others are rotated onto, or `consensus` for their mean; "
+            "default: the first of the largest rank.",
+            choices=("consensus",),
+        ),
+        Param("retract", "bool", False, "Use the orthonormal bases nearest to the mean bases."),
+        Param(
+            "match_norm",
+            "bool",
+            False,
+            "Scale each module to the weighted mean of its inputs' norms.",
+        ),
+    ),
+)

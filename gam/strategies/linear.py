@@ -1,0 +1,33 @@
+"""The exact weighted sum of updates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from gam.strategies.base import Strategy
+from gam.updates import Product, Update, block_diagonal
+
+
+def linear(updates: Sequence[Update], weights: Sequence[float]) -> Product:
+    """Return ``sum_i w_i dW_i``, exact at rank ``sum r_i``.
+
+    Args:
+        updates: One per adapter, batched over m modules.
+        weights: One per update.
+
+    Returns:
+        All bases side by side, with a block-diagonal core.
+    """
+    core = block_diagonal([w * u.core for u, w in zip(updates, weights, strict=True)])
+    identity = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device).expand_as(core)
+    return Product(identity, core, identity)
+
+
+LINEAR = Strategy(
+    name="linear",
+    function=linear,
+    summary="Weighted sum of the updates, best approximation at the output rank.",
+    paper="",
+)

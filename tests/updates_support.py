@@ -1,0 +1,60 @@
+"""Random LoRA factors, and strategies run on them without files."""
+
+import math
+
+import torch
+
+from gam.refactor import decompose
+from gam.updates import from_factors, from_module
+
+
+def factors(d, k, r, seed, cond_b=1.0, cond_a=1.0, dtype=torch.float32):
+    """A pair (B [d, r], A [r, k]) with the given condition numbers, rounded to a dtype."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tall(rows, cond):
+        basis = torch.randn(rows, r, generator=generator, dtype=torch.float64)
+        if cond > 1:
+            mix = torch.randn(r, r, generator=generator, dtype=torch.float64)
+            values = torch.logspace(0, -math.log10(cond), r, dtype=torch.float64)
+            basis = torch.linalg.qr(basis).Q * values @ torch.linalg.qr(mix).Q
+        return basis.to(dtype)
+
+    return tall(d, cond_b), tall(k, cond_a).mT.contiguous()
+
+
+def dense(b, a, scale=1.0):
+    return (scale * b.double() @ a.double()).numpy()
+
+
+def stacked(pairs, scales=None):
+    """The arguments of `from_module` for a list of (B, A)."""
+    scales = [1.0] * len(pairs) if scales is None else scales
+    return (
+        [str(i) for i in range(len(pairs))],
+        [b.shape[-1] for b, _ in pairs],
+        torch.cat([b.double() for b, _ in pairs], dim=-1),
+        torch.cat([a.double() for _, a in pairs], dim=-2),
+        torch.tensor(scales, dtype=torch.float64),
+    )
+
+
+def updates_of(pairs, scales=None, batched=True):
+    """Updates of one module from a list of (B, A); zero ones are left out."""
+    names, ranks, b, a, scales = stacked(pairs, scales)
+    if batched:
+        updates, _ = from_factors(names, ranks, b[None], a[None], scales[None])
+        if updates is not None:
+            return updates
+    return from_module(names, ranks, b, a, scales)
+
+
+def dense_product(updates, product):
+    left, right = updates[0].left.side, updates[0].right.side
+    return (left.form(product.left) @ product.core @ right.form(product.right).mT)[0].numpy()
+
+
+def refactored(updates, product, rank, scale=1.0):
+    left, right = updates[0].left.side, updates[0].right.side
+    spectrum = decompose(left, product, right).cut(rank).scaled(scale)
+    return left.form(spectrum.left), right.form(spectrum.right).mT, spectrum
