@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gam.errors import OutputError
+
 if TYPE_CHECKING:
+    import os
     from pathlib import Path
 
+PREFIX = "base_model.model."
+"""What PEFT puts before a module's path in the names of an adapter's tensors."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class LowRank:
     """One adapted weight: the update ``scale * lora_b @ lora_a``.
+
+    Compares by identity, since tensors have no single truth value.
 
     Attributes:
         lora_a: [r, in] float tensor, any float dtype; may be a view of a file on disk.
@@ -41,6 +49,24 @@ class LowRank:
         dtype = torch.promote_types(self.lora_a.dtype, torch.float32)
         return (self.lora_b.to(dtype) @ self.lora_a.to(dtype)) * self.scale
 
+    def folded(self) -> LowRank:
+        """Return the same update with scale 1, the scaling multiplied into ``lora_b``.
+
+        The product is taken in float32 (float64 for float64 factors) and rounded once to
+        the dtype of ``lora_b``. Factors that need no change are shared, not copied.
+        """
+        if self.scale == 1.0:
+            return self
+        dtype = torch.promote_types(self.lora_b.dtype, torch.float32)
+        scaled = (self.lora_b.to(dtype) * self.scale).to(self.lora_b.dtype)
+        return LowRank(self.lora_a, scaled)
+
+    def __repr__(self) -> str:
+        """Shapes and dtype; never the values."""
+        out, width = self.shape
+        dtype = _dtype_name(self.lora_a.dtype, self.lora_b.dtype)
+        return f"LowRank({out}x{width}, rank {self.rank}, {dtype}, scale {self.scale:g})"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -51,17 +77,22 @@ class Source:
         path: The weights file on disk.
         sha256: Hex digest of the weights file.
         config_sha256: Hex digest of ``adapter_config.json``; None for a bare file.
+        alpha: The alpha that the caller gave, where the file states none and it was used;
+            None where the file and its config say it all.
     """
 
     name: str
     path: Path
     sha256: str
     config_sha256: str | None = None
+    alpha: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapter:
     """A LoRA adapter in memory; merging adapters gives another one.
+
+    Compares by identity.
 
     Attributes:
         modules: Module path in the base model (such as
@@ -77,3 +108,58 @@ class Adapter:
     name: str = "adapter"
     source: Source | None = None
     report: Any = None
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the tensors as PEFT names them, for a config with alpha = r everywhere.
+
+        Returns:
+            ``base_model.model.<module>.lora_A.weight`` [r, in] and ``.lora_B.weight``
+            [out, r], modules sorted by name, dtypes as they are. A scaling other than 1 is
+            multiplied into ``lora_B``; all else shares memory with the adapter.
+
+        Raises:
+            OutputError: A scaled factor does not fit its dtype.
+        """
+        tensors = {}
+        for name, module in sorted(self.modules.items()):
+            folded = module.folded()
+            if folded is not module and not bool(torch.isfinite(folded.lora_b).all()):
+                raise OutputError(
+                    f"adapter {self.name!r}, module {name!r}: scaling {module.scale:g} takes "
+                    f"lora_B out of the range of {_dtype_name(module.lora_b.dtype)}. "
+                    "Write it in float32 or bfloat16."
+                )
+            tensors[f"{PREFIX}{name}.lora_A.weight"] = folded.lora_a
+            tensors[f"{PREFIX}{name}.lora_B.weight"] = folded.lora_b
+        return tensors
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the adapter as a folder that PEFT and vLLM load.
+
+        Args:
+            path: The folder to write; its parents are created.
+            overwrite: Replace an adapter folder that is already there.
+
+        Returns:
+            The folder, as an absolute path. It is complete or absent.
+
+        Raises:
+            OutputError: The folder exists, is an input of this adapter, or cannot be written.
+        """
+        from gam.io import write_adapter
+
+        return write_adapter(self, path, overwrite=overwrite)
+
+    def __repr__(self) -> str:
+        """One line: name, modules, ranks, dtypes and base model; never the values."""
+        updates = self.modules.values()
+        ranks = sorted({update.rank for update in updates}) or [0]
+        span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]}-{ranks[-1]}"
+        dtype = _dtype_name(*(t.dtype for u in updates for t in (u.lora_a, u.lora_b)))
+        base = self.config.get("base_model_name_or_path")
+        suffix = f", base {base!r}" if base else ""
+        return f"Adapter({self.name!r}, {len(self.modules)} modules, {span}, {dtype}{suffix})"
+
+
+def _dtype_name(*dtypes: torch.dtype) -> str:
+    return "/".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes})) or "empty"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from gam import io, strategies
-from gam.adapter import Adapter, LowRank
+from gam.adapter import Adapter, LowRank, Source
 from gam.config import output_config
 from gam.errors import AdapterError, OptionError
 from gam.refactor import Spectrum, choose_rank, decompose, rounding_error
@@ -29,7 +29,7 @@ from gam_kernels import gram
 from gam_kernels.sketch import low_rank
 
 # Working memory of a batch of modules; large enough that Python's own cost disappears.
-_BATCH_BYTES = 96 * 2**20
+_BATCH_BYTES = 24 * 2**20
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 # What the user is warned of.
@@ -119,7 +119,7 @@ def merge_adapters(
         ... # doctest: +SKIP
     """
     if output is not None:
-        io.check_output(output, overwrite, [a for a in adapters if not isinstance(a, Adapter)])
+        io.check_output(output, overwrite, _paths(adapters))
     merged = execute(plan_merge(adapters, **options))
     if output is not None:
         merged.save(output, overwrite=overwrite)
@@ -188,6 +188,8 @@ def plan_merge(
         else io.read_adapter(a, alpha=alpha, allow_pickle=allow_pickle, name=label)
         for a, label in zip(adapters, labels, strict=True)
     ]
+    if alpha is not None and not any(a.source and a.source.alpha is not None for a in loaded):
+        raise OptionError("alpha: every adapter states its own alpha; leave --alpha out")
     if not allow_base_mismatch:
         _check_bases(loaded)
     modules = _plan_modules(loaded, used, rank_rule, uniform_rank)
@@ -256,6 +258,12 @@ def execute(plan: Plan, progress: Callable[[int, int], None] | None = None) -> A
         [adapter.config for adapter in plan.adapters],
     )
     return Adapter(modules, config, plan.strategy.name, None, report)
+
+
+def _paths(adapters: Sequence[str | PathLike[str] | Adapter]) -> list[str | PathLike[str]]:
+    """Return the files that the adapters are read from."""
+    sources = [a.source if isinstance(a, Adapter) else a for a in adapters]
+    return [s.path if isinstance(s, Source) else s for s in sources if s is not None]
 
 
 # --- checks ---------------------------------------------------------------------------
@@ -462,11 +470,12 @@ def _merge_modules(
     for row, rank in enumerate(ranks):
         values[row, rank:] = 0
     rounded, errors = [], []
-    for side, coefficients, dim in ((sides[0], spectrum.left, -2), (sides[1], spectrum.right, -2)):
-        # In float32 from here on: exact enough for what follows, and half the traffic.
-        factor = side.form(coefficients).float()
+    for side, coefficients in zip(sides, (spectrum.left, spectrum.right), strict=True):
+        factor = side.form(coefficients)
+        if plan.dtype != torch.float32:
+            factor = factor.float()  # exact enough for half precision, and half the traffic
         rounded.append(factor.to(plan.dtype))
-        errors.append(rounding_error(factor, rounded[-1], values, dim))
+        errors.append(rounding_error(factor, rounded[-1], values))
     _check_overflow(rounded, values, modules, plan.dtype)
     b, a = rounded[0], rounded[1].mT
     factors = [

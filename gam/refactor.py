@@ -114,22 +114,21 @@ def choose_rank(values: torch.Tensor, energy: float) -> int:
 
 
 def rounding_error(
-    factor: torch.Tensor, rounded: torch.Tensor, values: torch.Tensor, dim: int
+    factor: torch.Tensor, rounded: torch.Tensor, values: torch.Tensor
 ) -> torch.Tensor:
     """Return the squared norm of what rounding one of two balanced factors changed.
 
-    The columns of B and the rows of A are orthogonal with squared lengths s_j, so rounding
-    B changes the product by ``sum_j s_j |db_j|^2``, and likewise for A; the cross terms of
-    the two average out.
+    The columns of B and of A^T are orthogonal with squared lengths s_j, so rounding B
+    changes the product by ``sum_j s_j |db_j|^2``, and likewise for A; the cross terms of the
+    two average out.
 
     Args:
-        factor: lora_b [m, d, r] or lora_a [m, r, k].
+        factor: [m, width, r], B or A^T.
         rounded: The same in the output dtype.
         values: [m, r], the s_j.
-        dim: The long dimension of the factor.
 
     Returns:
-        [m] squared Frobenius norms, float64.
+        [m] squared Frobenius norms.
     """
-    change = rounded.to(factor.dtype).sub_(factor)
-    return (torch.linalg.vecdot(change, change, dim=dim) * values).sum(-1)
+    change = rounded.to(factor.dtype) - factor
+    return (change.square_().sum(-2) * values).sum(-1)

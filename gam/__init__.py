@@ -1,0 +1,47 @@
+"""Merge LoRA adapters into one."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gam.errors import AdapterError, GamError, OptionError, OutputError
+
+if TYPE_CHECKING:
+    from gam.adapter import Adapter, LowRank
+    from gam.io import read_adapter as load_adapter
+    from gam.merge import merge_adapters
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapter",
+    "AdapterError",
+    "GamError",
+    "LowRank",
+    "OptionError",
+    "OutputError",
+    "load_adapter",
+    "merge_adapters",
+]
+
+# Imported when first asked for, so that `import gam` and `gam-merge --help` need no torch.
+_LAZY = {
+    "Adapter": ("gam.adapter", "Adapter"),
+    "LowRank": ("gam.adapter", "LowRank"),
+    "load_adapter": ("gam.io", "read_adapter"),
+    "merge_adapters": ("gam.merge", "merge_adapters"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

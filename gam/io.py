@@ -1,0 +1,752 @@
+"""Reading LoRA adapters from disk, and writing one: complete or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import math
+import os
+import pickle
+import re
+import secrets
+import shutil
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from gam.adapter import PREFIX, Adapter, LowRank, Source
+from gam.config import CONFIG_NAME, check_config, output_config, resolve_scaling
+from gam.errors import AdapterError, GamError, OptionError, OutputError
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+REPORT_NAME = "gam_merge.json"
+CARD_NAME = "README.md"
+_PICKLE_NAME = "adapter_model.bin"
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+_SUFFIXES = (".safetensors", *_PICKLE_SUFFIXES)
+_OWN_FILES = frozenset({WEIGHTS_NAME, _PICKLE_NAME, CONFIG_NAME, REPORT_NAME, CARD_NAME})
+
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
+_ALPHA = re.compile(r"(?P<module>.+)\.alpha")
+_CONVERT = "Convert the file to PEFT's format first"
+_FOREIGN = (  # first match wins
+    (r"lora_(down|up)\b", "the kohya format (lora_down, lora_up)", _CONVERT),
+    (r"[._]lora\.(down|up)\.", "an old diffusers format (lora.down, lora.up)", _CONVERT),
+    (
+        r"lora_embedding_[AB]\b",
+        "LoRA on an embedding, which is not supported yet",
+        "Leave the embedding out of target_modules",
+    ),
+    (r"lora_magnitude_vector\b", "DoRA, whose updates do not add up", "Train it without DoRA"),
+    (r"lora_(E|ranknum)\b", "AdaLoRA", "Only LoRA adapters can be merged"),
+    (r"\bhada_", "LoHa", "Only LoRA adapters can be merged"),
+    (r"\blokr_", "LoKr", "Only LoRA adapters can be merged"),
+    (r"\bvera_lambda", "VeRA", "Only LoRA adapters can be merged"),
+    (r"\bia3_l\b", "IA3", "Only LoRA adapters can be merged"),
+    (r"\b(oft|boft|hra|bone|miss)_", "an adapter that is not LoRA", "Only LoRA can be merged"),
+    (r"\b(trainable_tokens|token_adapter)", "trained tokens", "Train it without new tokens"),
+    (
+        r"\.lora_[AB](\.[^.]+)?\.bias$",
+        "a bias of a LoRA factor (lora_bias), which is not supported yet",
+        "Train it without lora_bias",
+    ),
+    (
+        r"\.bias$",
+        "a trained bias, which is not supported yet",
+        "Train it with bias='none'",
+    ),
+    (
+        r"\.weight$",
+        "a fully saved weight (modules_to_save, or a resized embedding), which is not "
+        "supported yet",
+        "Train it without modules_to_save, or save it with save_embedding_layers=False",
+    ),
+)
+_CODES = {  # the dtypes of an adapter, as safetensors calls them
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+}
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def read_adapter(
+    path: str | os.PathLike[str],
+    *,
+    alpha: float | None = None,
+    allow_pickle: bool = False,
+    name: str | None = None,
+) -> Adapter:
+    """Return the adapter in a PEFT folder or a ``.safetensors`` file, fully checked.
+
+    The scaling of a module comes from ``adapter_config.json`` in the folder or beside the
+    file; without one from ``<module>.alpha`` tensors, from the file's metadata
+    (``lora_adapter_metadata``, ``lora_alpha``, ``alpha``, ``ss_network_alpha``), or else
+    from ``alpha``. The factors of a ``.safetensors`` file stay memory-mapped: it must not
+    change while the adapter is in use.
+
+    Args:
+        path: Folder or file.
+        alpha: LoRA alpha where neither config nor file states one; it never overrides what
+            they state. ``source.alpha`` tells whether it was used.
+        allow_pickle: Also read ``adapter_model.bin``, with ``weights_only=True``.
+        name: Label of the adapter; default the folder's name, or the file's stem.
+
+    Returns:
+        The adapter: modules sorted by name, ``lora_a`` [r, in] and ``lora_b`` [out, r] in
+        the file's dtypes.
+
+    Raises:
+        AdapterError: The adapter cannot be read, holds something that cannot be merged, or
+            states no scaling.
+        OptionError: ``alpha`` is not a finite number.
+    """
+    where = os.fspath(path)
+    if alpha is not None and not math.isfinite(alpha):
+        raise OptionError(f"alpha: got {alpha!r}, expected a finite number.")
+    with _reading(where):
+        weights = _locate(Path(path), where, allow_pickle)
+        config_path = weights.with_name(CONFIG_NAME)
+        config = _read_config(config_path, where) if os.path.lexists(config_path) else None
+        tensors, metadata = _load(weights, where)
+        factors, alphas = _sort_tensors(tensors, where)
+        scalings = _Scalings(config, metadata, alphas, alpha, where)
+        modules = {
+            module: _low_rank(module, sides, scalings, where)
+            for module, sides in sorted(factors.items())
+        }
+        source = Source(
+            name=where,
+            path=weights.absolute(),
+            sha256=_sha256(weights),
+            config_sha256=None if config is None else _sha256(config_path),
+            alpha=alpha if scalings.used_given_alpha else None,
+        )
+    return Adapter(modules, scalings.config, name or default_name(path), source)
+
+
+def default_name(path: str | os.PathLike[str]) -> str:
+    """Return the label of an adapter that is given none: its folder's name or file's stem.
+
+    A file called ``adapter_model`` takes the name of the folder that it is in. Links keep
+    their own name. Nothing need be there.
+
+    Args:
+        path: Folder or file, as for `read_adapter`.
+
+    Returns:
+        A name without slashes.
+
+    Raises:
+        AdapterError: A folder on the way may not be read.
+    """
+    place = Path(path)
+    with _reading(os.fspath(path)):
+        if place.suffix in _SUFFIXES and not place.is_dir():
+            if place.stem != "adapter_model":
+                return place.stem
+            place = place.parent
+        return place.name if place.name not in ("", "..") else place.resolve().name
+
+
+def check_output(
+    path: str | os.PathLike[str],
+    overwrite: bool = False,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+) -> Path:
+    """Check that an adapter may be written to a folder; changes nothing on disk.
+
+    A link is followed: what it points to is what would be written. An existing folder may
+    be replaced only where everything in it is a file of an adapter, and an input never,
+    since its tensors are mapped from there.
+
+    Args:
+        path: The folder to write.
+        overwrite: Allow an adapter folder that is already there.
+        inputs: Folders or files that are being read.
+
+    Returns:
+        The folder as an absolute path without links.
+
+    Raises:
+        OutputError: Writing there would fail or destroy something.
+    """
+    where = os.fspath(path)
+    with _writing(where):
+        final = Path(path).resolve()
+        if not where or not final.name or Path.cwd().is_relative_to(final):
+            raise OutputError(f"output {where!r}: expected the name of a folder to write.")
+        for source in inputs:
+            if _holds(final, Path(source)):
+                raise OutputError(
+                    f"output {where!r}: this folder holds the input {os.fspath(source)!r}, which "
+                    "is read while the result is written. Choose another output folder."
+                )
+        if final.exists():
+            _check_replaceable(final, where, overwrite)
+        else:
+            _check_parent(final, where)
+    return final
+
+
+def write_adapter(
+    adapter: Adapter, path: str | os.PathLike[str], *, overwrite: bool = False
+) -> Path:
+    """Write an adapter as a PEFT folder with scaling 1; the folder is complete or absent.
+
+    ``adapter_model.safetensors``, ``adapter_config.json`` and, for the result of a merge,
+    ``gam_merge.json`` and ``README.md``. The same adapter always gives the same bytes. They
+    go to a hidden folder beside ``path``, are flushed to the disk, and are then renamed. An
+    old folder survives until the new one is complete.
+
+    Args:
+        adapter: At least one module. Its config is rewritten to describe the tensors.
+        path: The folder to write; its parents are created.
+        overwrite: Replace an adapter folder that is already there.
+
+    Returns:
+        The folder as an absolute path without links.
+
+    Raises:
+        OutputError: As in `check_output`; or there are no modules, a scaled factor
+            overflows its dtype, or the disk is full.
+    """
+    where = os.fspath(path)
+    if not adapter.modules:
+        raise OutputError(f"output {where!r}: adapter {adapter.name!r} has no modules to write.")
+    final = check_output(path, overwrite=overwrite, inputs=_inputs(adapter))
+    tensors = adapter.state_dict()
+    documents = _documents(adapter)
+    token = secrets.token_hex(4)
+    temporary = final.with_name(f".{final.name}.{token}.tmp")
+    with _writing(where):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.mkdir()
+            _write_tensors(tensors, temporary / WEIGHTS_NAME)
+            for name, text in documents.items():
+                _write_file(temporary / name, [text.encode()])
+            _sync_folder(temporary)
+            if overwrite and final.exists():
+                _replace(temporary, final, final.with_name(f".{final.name}.{token}.old"))
+            else:
+                temporary.rename(final)  # fails if something has appeared there meanwhile
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync_folder(final.parent)
+    return final
+
+
+# --- reading: where the files are -----------------------------------------------------
+
+
+@contextlib.contextmanager
+def _reading(where: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or _one_line(error)
+        file = f" {os.fspath(error.filename)!r}" if error.filename else ""
+        raise AdapterError(
+            f"adapter {where!r}: cannot read{file}: {reason}. Check the path and its permissions."
+        ) from error
+
+
+def _locate(path: Path, where: str, allow_pickle: bool) -> Path:
+    """Return the weights file of a folder, or the file itself."""
+    if path.is_dir():
+        weights = path / WEIGHTS_NAME
+        if not weights.exists():
+            weights = path / _PICKLE_NAME
+        if not weights.exists():
+            raise AdapterError(f"adapter {where!r}: {_describe_missing(path)}")
+    elif path.exists():
+        weights = path
+    else:
+        raise AdapterError(
+            f"adapter {where!r}: no such folder or file. "
+            "Give the path of a PEFT adapter folder or a .safetensors file."
+        )
+    if not weights.is_file():
+        raise AdapterError(
+            f"adapter {where!r}: {weights.name!r} is not a regular file. "
+            f"Give a folder with {WEIGHTS_NAME}, or a .safetensors file."
+        )
+    if weights.suffix in _PICKLE_SUFFIXES:
+        if not allow_pickle:
+            raise AdapterError(
+                f"adapter {where!r}: {weights.name!r} is a pickle, which can run code when it is "
+                "loaded. Save it as safetensors, or pass --allow-pickle if you trust it."
+            )
+    elif weights.suffix not in _SUFFIXES:
+        raise AdapterError(
+            f"adapter {where!r}: got a file that is not .safetensors. "
+            "Give a PEFT adapter folder or a .safetensors file."
+        )
+    return weights
+
+
+def _describe_missing(folder: Path) -> str:
+    nested = sorted(child.parent.name for child in folder.glob(f"*/{CONFIG_NAME}"))
+    if nested:
+        return f"no {WEIGHTS_NAME} in the folder. Did you mean its subfolder {nested[0]!r}?"
+    return f"no {WEIGHTS_NAME} in the folder. Give the folder that PEFT's save_pretrained wrote."
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+# --- reading: what the files say ------------------------------------------------------
+
+
+def _read_config(path: Path, where: str) -> dict[str, Any]:
+    config = _parse_object(path.read_bytes(), CONFIG_NAME, where)
+    check_config(config, where)
+    return config
+
+
+def _parse_object(data: str | bytes, what: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data.decode("utf-8") if isinstance(data, bytes) else data)
+    except UnicodeDecodeError:
+        raise AdapterError(
+            f"adapter {where!r}: {what} is not UTF-8 text. Save it again with PEFT."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(
+            f"adapter {where!r}: {what} is not JSON ({_one_line(error)}). Save it again with PEFT."
+        ) from None
+    if not isinstance(value, dict):
+        raise AdapterError(
+            f"adapter {where!r}: {what} holds a {type(value).__name__}, expected an object. "
+            "Save it again with PEFT."
+        )
+    return value
+
+
+def _load(weights: Path, where: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    if weights.suffix in _PICKLE_SUFFIXES:
+        return _load_pickle(weights, where), {}
+    try:
+        with safe_open(weights, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            return tensors, file.metadata() or {}
+    except (SafetensorError, ValueError) as error:
+        with weights.open("rb") as file:
+            pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+        reason = "it is a Git LFS pointer" if pointer else _one_line(error)
+        remedy = "Run `git lfs pull`" if pointer else "Download or save it again"
+        raise AdapterError(
+            f"adapter {where!r}: {weights.name!r} is not a complete safetensors file: "
+            f"{reason}. {remedy}."
+        ) from error
+
+
+def _load_pickle(weights: Path, where: str) -> dict[str, torch.Tensor]:
+    try:
+        value = torch.load(weights, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise AdapterError(
+            f"adapter {where!r}: {weights.name!r} cannot be loaded as plain tensors "
+            f"({type(error).__name__}). Save the adapter as safetensors."
+        ) from error
+    if not isinstance(value, dict) or not all(
+        isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in value.items()
+    ):
+        raise AdapterError(
+            f"adapter {where!r}: {weights.name!r} holds something other than named tensors. "
+            "Save the adapter as safetensors."
+        )
+    return {key: tensor.detach() for key, tensor in value.items()}
+
+
+def _sort_tensors(
+    tensors: Mapping[str, torch.Tensor], where: str
+) -> tuple[dict[str, dict[str, tuple[str, torch.Tensor]]], dict[str, torch.Tensor]]:
+    """Return module -> side -> (key, factor), and module -> alpha; refuse all else."""
+    factors: dict[str, dict[str, tuple[str, torch.Tensor]]] = {}
+    alphas: dict[str, torch.Tensor] = {}
+    adapters = set()
+    others = []
+    for key, tensor in tensors.items():
+        plain = key.removeprefix(PREFIX)
+        if found := _FACTOR.fullmatch(plain):
+            sides = factors.setdefault(found["module"], {})
+            if found["side"] in sides:
+                raise AdapterError(
+                    f"adapter {where!r}: tensors {sides[found['side']][0]!r} and {key!r} are both "
+                    f"lora_{found['side']} of one module. Save one adapter per file."
+                )
+            sides[found["side"]] = (key, tensor)
+            adapters.add(found["adapter"])
+        elif found := _ALPHA.fullmatch(plain):
+            alphas[found["module"]] = tensor
+        else:
+            others.append(key)
+    others += [f"{module}.alpha" for module in sorted(alphas.keys() - factors.keys())]
+    if others:
+        raise AdapterError(f"adapter {where!r}: {_describe_others(others)}")
+    if not factors:
+        raise AdapterError(
+            f"adapter {where!r}: no LoRA tensors in the file. Give a file with lora_A and lora_B."
+        )
+    if len(adapters) > 1:
+        listed = ", ".join(sorted(map(repr, adapters)))
+        raise AdapterError(
+            f"adapter {where!r}: the file holds several adapters ({listed}). "
+            "Save one adapter per file."
+        )
+    return factors, alphas
+
+
+def _describe_others(keys: Sequence[str]) -> str:
+    """Return what tensors that are not LoRA factors are, by the one that tells most."""
+    more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+    for pattern, what, remedy in _FOREIGN:
+        for key in keys:
+            if re.search(pattern, key):
+                return f"tensor {key!r}{more} belongs to {what}. {remedy}."
+    return (
+        f"tensor {keys[0]!r}{more} is not a LoRA factor that gam-merge knows. "
+        "Leave the adapter out, or remove the tensor if it has no effect."
+    )
+
+
+def _low_rank(
+    module: str,
+    sides: Mapping[str, tuple[str, torch.Tensor]],
+    scalings: _Scalings,
+    where: str,
+) -> LowRank:
+    label = f"adapter {where!r}, module {module!r}"
+    if "base_layer" in module.split("."):
+        raise AdapterError(
+            f"{label}: LoRA on several parameters of one module (target_parameters) is not "
+            "supported yet. Leave this adapter out."
+        )
+    for side in "AB":
+        if side not in sides:
+            other = "lora_B" if side == "A" else "lora_A"
+            raise AdapterError(f"{label}: {other} without lora_{side}. Save the adapter again.")
+        _check_factor(f"lora_{side}", sides[side][1], label)
+    (key_a, lora_a), (key_b, lora_b) = sides["A"], sides["B"]
+    if lora_a.shape[0] != lora_b.shape[1]:
+        raise AdapterError(
+            f"{label}: lora_A is {list(lora_a.shape)} but lora_B is {list(lora_b.shape)}, so "
+            f"their ranks {lora_a.shape[0]} and {lora_b.shape[1]} differ. Save the adapter again."
+        )
+    scale = scalings.resolve(module, lora_a.shape[0])
+    for key, tensor in ((key_a, lora_a), (key_b, lora_b)):
+        if not _all_finite(tensor):
+            raise AdapterError(
+                f"adapter {where!r}: tensor {key!r} holds NaN or infinity, so the training "
+                "diverged or the file is damaged. Use an earlier checkpoint."
+            )
+    return LowRank(lora_a, lora_b, scale)
+
+
+def _check_factor(side: str, tensor: torch.Tensor, label: str) -> None:
+    shape = list(tensor.shape)
+    if tensor.ndim > 2:
+        raise AdapterError(
+            f"{label}: {side} is {shape}, so it belongs to a convolution, which is not supported "
+            "yet. Leave convolutions out of target_modules."
+        )
+    if tensor.ndim < 2 or 0 in shape:
+        raise AdapterError(
+            f"{label}: {side} is {shape}, expected a matrix. Save it again: under DeepSpeed or "
+            "FSDP, gather the parameters first."
+        )
+    if tensor.dtype not in _CODES:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise AdapterError(
+            f"{label}: {side} has dtype {dtype}, expected float32, bfloat16, float16 or float64. "
+            "Save the adapter in one of them."
+        )
+
+
+def _all_finite(tensor: torch.Tensor) -> bool:
+    """Tell whether all values are finite, reading them once (ten times isfinite's speed).
+
+    NaN and infinity survive a sum. Finite values may overflow it, hence the second look.
+    """
+    if math.isfinite(float(tensor.sum())):
+        return True
+    return all(math.isfinite(float(bound)) for bound in torch.aminmax(tensor))
+
+
+class _Scalings:
+    """Where the scaling of each module comes from, in the order of `read_adapter`.
+
+    Attributes:
+        config: What became of ``adapter_config.json``; for a bare file, what its metadata
+            or the caller states for the whole adapter.
+        used_given_alpha: Whether the caller's alpha decided any module, so far.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None,
+        metadata: Mapping[str, str],
+        alphas: Mapping[str, torch.Tensor],
+        alpha: float | None,
+        where: str,
+    ) -> None:
+        self._where = where
+        self._alphas = {module: self._number(value, module) for module, value in alphas.items()}
+        self._has_config = config is not None
+        # Component of a pipeline ("" for the whole) -> config.
+        components = {"": config} if config is not None else _metadata_configs(metadata, where)
+        whole = components.get("", {})
+        self._given = alpha is not None and "lora_alpha" not in whole
+        if self._given:
+            components[""] = {**whole, "lora_alpha": alpha}
+        self._components = components
+        self.config: Mapping[str, Any] = components.get("", {})
+        self.used_given_alpha = False
+
+    def resolve(self, module: str, rank: int) -> float:
+        """Return the scaling of one module, a finite float."""
+        tensor_scale = self._alphas[module] / rank if module in self._alphas else None
+        if tensor_scale is not None and not self._has_config:
+            return tensor_scale
+        stated = self._from_config(module, rank)
+        if stated is None:
+            raise AdapterError(
+                f"adapter {self._where!r}, module {module!r}: nothing states its scaling: no "
+                f"{CONFIG_NAME} beside the file, no alpha tensor, none in the metadata. "
+                f"Put the {CONFIG_NAME} there, or pass --alpha."
+            )
+        if tensor_scale is not None and not math.isclose(tensor_scale, stated, rel_tol=1e-6):
+            raise AdapterError(
+                f"adapter {self._where!r}, module {module!r}: the alpha tensor gives a scaling of "
+                f"{tensor_scale:g} but {CONFIG_NAME} gives {stated:g}. Remove the wrong one."
+            )
+        return stated
+
+    def _from_config(self, module: str, rank: int) -> float | None:
+        matching = (p for p in self._components if not p or module.startswith(f"{p}."))
+        prefix = max(matching, key=len, default=None)
+        if prefix is None:
+            return None
+        if not prefix and self._given:
+            self.used_given_alpha = True
+        inner = module.removeprefix(f"{prefix}.") if prefix else module
+        return resolve_scaling(self._components[prefix], inner, rank, self._where)
+
+    def _number(self, value: torch.Tensor, module: str) -> float:
+        number = float(value) if value.numel() == 1 else math.nan
+        if not math.isfinite(number):
+            raise AdapterError(
+                f"adapter {self._where!r}, module {module!r}: its alpha tensor holds no finite "
+                "number. Save the adapter again."
+            )
+        return number
+
+
+def _metadata_configs(metadata: Mapping[str, str], where: str) -> dict[str, Mapping[str, Any]]:
+    """Return the configs in a file's header by component; empty if it states no scaling."""
+    packed = metadata.get("lora_adapter_metadata")
+    if packed is not None:
+        configs: dict[str, dict[str, Any]] = {}
+        for key, value in _parse_object(packed, "lora_adapter_metadata", where).items():
+            component, _, name = key.rpartition(".")
+            configs.setdefault(component, {})[name] = value
+        for config in configs.values():
+            check_config(config, where)
+        return dict(configs)
+    for key in ("lora_alpha", "alpha", "ss_network_alpha"):
+        if key in metadata:
+            try:
+                number = float(metadata[key])
+            except ValueError:
+                number = math.nan
+            if not math.isfinite(number):
+                raise AdapterError(
+                    f"adapter {where!r}: {key}={metadata[key]!r} in the file's metadata, expected "
+                    f"a number. Put an {CONFIG_NAME} beside the file."
+                )
+            return {"": {"lora_alpha": number}}
+    return {}
+
+
+# --- writing: what is written ---------------------------------------------------------
+
+
+def _documents(adapter: Adapter) -> dict[str, str]:
+    """Return name -> text of every file but the weights."""
+    ranks = {module: update.rank for module, update in adapter.modules.items()}
+    config = output_config(ranks, [adapter.config])
+    documents = {CONFIG_NAME: json.dumps(config, indent=2, sort_keys=True) + "\n"}
+    if adapter.report is not None:
+        from gam import __version__
+        from gam.card import model_card
+
+        record = {"gam_merge": __version__, **_plain(adapter.report)}
+        documents[REPORT_NAME] = json.dumps(record, indent=2, allow_nan=False) + "\n"
+        documents[CARD_NAME] = model_card(adapter)
+    return documents
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON can hold it; NaN and infinity become null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {field.name: _plain(getattr(value, field.name)) for field in fields}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file, the bytes that `safetensors.torch.save_file` writes.
+
+    Done here because that function copies all tensors first (safetensors 0.4), creates the
+    file readable by its owner only (0.8), and reports a full disk without the error code.
+    """
+    # Wide dtypes first, which keeps every tensor aligned.
+    keys = sorted(tensors, key=lambda key: (-tensors[key].element_size(), key))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for key in keys:
+        tensor = tensors[key]
+        if tensor.dtype not in _CODES:
+            raise OutputError(f"tensor {key!r}: {tensor.dtype} is no dtype of an adapter. Cast it.")
+        stop = start + tensor.numel() * tensor.element_size()
+        header[key] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, stop],
+        }
+        start = stop
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    blocks = (_raw_bytes(tensors[key]) for key in keys)
+    _write_file(path, [struct.pack("<Q", len(text)), text], blocks)
+
+
+def _raw_bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
+
+
+# --- writing: how it gets there -------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _writing(where: str) -> Iterator[None]:
+    try:
+        yield
+    except GamError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # also loops of links, NUL in a path
+        code = error.errno if isinstance(error, OSError) else None
+        reason = error.strerror if isinstance(error, OSError) else None
+        remedy = "Choose another place"
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "Free some space or choose another place"
+        raise OutputError(
+            f"output {where!r}: cannot write: {reason or _one_line(error)}. {remedy}."
+        ) from error
+
+
+def _holds(final: Path, source: Path) -> bool:
+    """Tell whether an input is this folder or lies in it, with or without following links."""
+    places = (source.resolve(), source.parent.resolve() / source.name)
+    return any(place.is_relative_to(final) for place in places)
+
+
+def _check_replaceable(final: Path, where: str, overwrite: bool) -> None:
+    if not final.is_dir():
+        raise OutputError(f"output {where!r}: a file is there. Choose another output folder.")
+    if not overwrite:
+        raise OutputError(
+            f"output {where!r}: the folder exists. Pass --overwrite, or choose another one."
+        )
+    names = {entry.name for entry in os.scandir(final) if not entry.is_dir(follow_symlinks=False)}
+    other = sorted({entry.name for entry in os.scandir(final)} - (names & _OWN_FILES))
+    if other or (names and CONFIG_NAME not in names):
+        found = f"it holds {other[0]!r}" if other else f"it has no {CONFIG_NAME}"
+        raise OutputError(
+            f"output {where!r}: the folder exists and is not just an adapter: {found}. "
+            "Choose another output folder."
+        )
+    _check_parent(final, where)
+
+
+def _check_parent(final: Path, where: str) -> None:
+    parent = next(folder for folder in final.parents if folder.exists())
+    if not parent.is_dir():
+        raise OutputError(
+            f"output {where!r}: {os.fspath(parent)!r} is a file. Choose another output folder."
+        )
+    effective = os.access in os.supports_effective_ids
+    if not os.access(parent, os.W_OK | os.X_OK, effective_ids=effective):
+        raise OutputError(
+            f"output {where!r}: no permission to write in {os.fspath(parent)!r}. "
+            "Choose another output folder."
+        )
+
+
+def _inputs(adapter: Adapter) -> list[str]:
+    """Return the files that an adapter may still be reading."""
+    records = adapter.report.inputs if adapter.report is not None else ()
+    paths = [str(record["source"]) for record in records if record.get("source")]
+    return paths + ([str(adapter.source.path)] if adapter.source is not None else [])
+
+
+def _write_file(path: Path, head: Iterable[bytes], blocks: Iterable[memoryview] = ()) -> None:
+    """Write a new file and flush it to the disk."""
+    with path.open("xb") as file:
+        for data in head:
+            file.write(data)
+        for block in blocks:
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows cannot flush a folder
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(temporary: Path, final: Path, aside: Path) -> None:
+    """Swap a complete folder in; the old one is removed only after that."""
+    final.rename(aside)
+    try:
+        temporary.rename(final)
+    except BaseException:
+        if not final.exists():
+            aside.rename(final)
+        raise
+    shutil.rmtree(aside)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

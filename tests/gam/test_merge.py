@@ -1,0 +1,349 @@
+"""Whole merges of adapters in memory: the executor, the options and the report."""
+
+import math
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from updates_support import dense, factors
+
+from gam.adapter import Adapter, LowRank
+from gam.errors import AdapterError, OptionError
+from gam.merge import execute, merge_adapters, plan_merge
+
+SHAPES = {"layers.0.q": (24, 20), "layers.0.v": (12, 20), "layers.1.q": (24, 20)}
+
+
+def adapter(name, seed=0, ranks=4, modules=SHAPES, dtype=torch.float32, scale=0.5, **config):
+    return Adapter(
+        {
+            path: LowRank(a, b, scale)
+            for index, (path, (d, k)) in enumerate(modules.items())
+            for b, a in [factors(d, k, ranks, seed=100 * seed + index, dtype=dtype)]
+        },
+        config,
+        name,
+    )
+
+
+def deltas(adapters, module):
+    shape = next(a.modules[module].shape for a in adapters if module in a.modules)
+    updates = [a.modules.get(module) for a in adapters]
+    return [
+        dense(u.lora_b, u.lora_a, u.scale) if u is not None else np.zeros(shape) for u in updates
+    ]
+
+
+def result(merged, module):
+    update = merged.modules[module]
+    assert update.scale == 1
+    return dense(update.lora_b, update.lora_a)
+
+
+def three(**options):
+    return [adapter(name, seed, **options) for seed, name in enumerate("abc", start=1)]
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 0.3, -0.2], [3.0, 1.0, 0.0]], ids=str)
+def test_gam_equals_the_oracle(weights):
+    adapters = three()
+    merged = merge_adapters(adapters, method="gam", weights=weights)
+    for module in SHAPES:
+        expected = oracle.gam(deltas(adapters, module), weights)
+        assert oracle.relative_error(result(merged, module), expected) < 2e-6
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.3, -0.2], [3.0, 1.0, 0.0]], ids=str)
+@pytest.mark.parametrize("rank", [3, "max", "sum"])
+def test_linear_equals_the_oracle(weights, rank):
+    adapters = three()
+    merged = merge_adapters(adapters, method="linear", weights=weights, rank=rank)
+    width = {"max": 4, "sum": 4 * sum(w != 0 for w in weights)}.get(rank, rank)
+    for module in SHAPES:
+        shares = np.asarray(weights) / np.abs(weights).sum()
+        expected = oracle.linear(deltas(adapters, module), shares, width)
+        assert merged.modules[module].rank == width
+        assert oracle.relative_error(result(merged, module), expected) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_costs_only_its_rounding(dtype):
+    adapters = three(dtype=dtype)
+    merged = merge_adapters(adapters)
+    assert merged.report.dtype == str(dtype).removeprefix("torch.")
+    for module in SHAPES:
+        expected = oracle.gam(deltas(adapters, module))
+        error = oracle.relative_error(result(merged, module), expected)
+        assert error < 2 * torch.finfo(dtype).eps
+    reported = merged.report.rounding_error
+    assert 0.1 * torch.finfo(dtype).eps < reported < torch.finfo(dtype).eps
+
+
+def test_auto_dtype_is_the_widest_of_the_inputs():
+    half, brain, full = (
+        adapter(str(d), dtype=d) for d in (torch.float16, torch.bfloat16, torch.float32)
+    )
+    assert plan_merge([half, half]).dtype == torch.float16
+    assert plan_merge([half, brain]).dtype == torch.float32
+    assert plan_merge([brain, full]).dtype == torch.float32
+    assert plan_merge([adapter("d", dtype=torch.float64)]).dtype == torch.float32
+    assert plan_merge([full], dtype="bfloat16").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("method", ["gam", "linear"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_weight_and_zero_give_the_weighted_first(method, normalize):
+    adapters = three()
+    merged = merge_adapters(
+        adapters[:2], method=method, weights=[-0.25, 0.0], normalize=normalize
+    )
+    factor = -1 if normalize else -0.25
+    for module in SHAPES:
+        expected = factor * deltas(adapters, module)[0]
+        assert oracle.relative_error(result(merged, module), expected) < 1e-6
+    assert [entry["name"] for entry in merged.report.inputs] == ["a"]
+
+
+@pytest.mark.parametrize("method", ["gam", "linear"])
+def test_weights_that_are_not_normalised_scale_the_result(method):
+    adapters = three()
+    base = merge_adapters(adapters, method=method, weights=[0.5, 0.25, -0.25])
+    more = merge_adapters(adapters, method=method, weights=[1, 0.5, -0.5], normalize=False)
+    for module in SHAPES:
+        assert oracle.relative_error(result(more, module), 2 * result(base, module)) < 1e-6
+
+
+@pytest.mark.parametrize("scale", [3.0, -0.5])
+def test_scale_is_a_factor_on_the_result(scale):
+    plain, scaled = merge_adapters(three()), merge_adapters(three(), scale=scale)
+    for module in SHAPES:
+        assert oracle.relative_error(result(scaled, module), scale * result(plain, module)) < 1e-6
+    assert math.isclose(scaled.report.norm_ratio, abs(scale) * plain.report.norm_ratio, rel_tol=1e-9)
+    sign = math.copysign(1, scale)
+    for name, cosine in plain.report.cosines.items():
+        assert math.isclose(scaled.report.cosines[name], sign * cosine, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["gam", "linear"])
+def test_missing_and_zero_modules_behave_alike(method):
+    adapters = three()
+    partly = {k: v for k, v in adapters[1].modules.items() if k != "layers.0.v"}
+    a, b = adapters[1].modules["layers.0.v"].lora_a, adapters[1].modules["layers.0.v"].lora_b
+    lacking = Adapter(partly, {}, "b")
+    zero = Adapter(partly | {"layers.0.v": LowRank(a, torch.zeros_like(b))}, {}, "b")
+    first = merge_adapters([adapters[0], lacking, adapters[2]], method=method)
+    second = merge_adapters([adapters[0], zero, adapters[2]], method=method)
+    for module in SHAPES:
+        assert oracle.relative_error(result(first, module), result(second, module)) < 1e-6
+    if method == "gam":
+        expected = oracle.gam(deltas([adapters[0], lacking, adapters[2]], "layers.0.v"))
+        assert oracle.relative_error(result(first, "layers.0.v"), expected) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["gam", "linear"])
+@pytest.mark.parametrize(("missing", "factor"), [("zero", 0.3), ("renormalize", 1.0)])
+def test_module_of_one_adapter_is_its_weighted_update(method, missing, factor):
+    first = adapter("a", 1)
+    second = adapter("b", 2, modules={"other": (10, 12)})
+    merged = merge_adapters([first, second], method=method, weights=[0.7, 0.3], missing=missing)
+    assert sorted(merged.modules) == sorted([*SHAPES, "other"])
+    expected = factor * deltas([second], "other")[0]
+    assert oracle.relative_error(result(merged, "other"), expected) < 1e-6
+
+
+def test_modules_that_are_zero_everywhere_stay_zero():
+    adapters = three()
+    for one in adapters:
+        old = one.modules["layers.0.q"]
+        one.modules["layers.0.q"] = LowRank(old.lora_a, torch.zeros_like(old.lora_b))
+    merged = merge_adapters(adapters)
+    assert merged.modules["layers.0.q"].rank == 4
+    assert not merged.modules["layers.0.q"].delta().any()
+    energies = {m.name: m.energy_kept for m in merged.report.modules}
+    assert math.isnan(energies["layers.0.q"])
+    assert math.isclose(merged.report.energy_kept, 1)
+
+
+def test_mixed_ranks_and_odd_modules_in_one_merge():
+    adapters = [adapter("a", 1, ranks=2), adapter("b", 2, ranks=5), adapter("c", 3, ranks=3)]
+    bad = adapters[0].modules["layers.1.q"]
+    b, a = factors(24, 20, 2, seed=9, cond_b=1e6)
+    adapters[0].modules["layers.1.q"] = LowRank(a, b, bad.scale)
+    merged = merge_adapters(adapters)
+    for module in SHAPES:
+        expected = oracle.gam(deltas(adapters, module))
+        assert merged.modules[module].rank == 5
+        assert oracle.relative_error(result(merged, module), expected) < 2e-5
+
+
+def test_batches_change_nothing(monkeypatch):
+    whole = merge_adapters(three())
+    monkeypatch.setattr("gam.merge._BATCH_BYTES", 1)
+    single = merge_adapters(three())
+    for module in SHAPES:
+        assert oracle.relative_error(result(single, module), result(whole, module)) < 1e-6
+
+
+def test_the_same_merge_gives_the_same_bits():
+    first, second = merge_adapters(three()), merge_adapters(three())
+    for module in SHAPES:
+        for side in ("lora_a", "lora_b"):
+            one, two = (getattr(m.modules[module], side) for m in (first, second))
+            assert torch.equal(one, two)
+    assert first.report == second.report
+
+
+@pytest.mark.parametrize("method", ["gam", "linear"])
+def test_report_is_what_was_written(method):
+    adapters = three()
+    merged = merge_adapters(adapters, method=method, weights=[0.5, 0.3, -0.2])
+    report = merged.report
+    names = [a.name for a in adapters]
+    squares = dict.fromkeys([*names, "merged", "exact"], 0.0)
+    products = dict.fromkeys(names, 0.0)
+    for module, entry in zip(sorted(SHAPES), report.modules, strict=True):
+        assert entry.name == module
+        inputs = dict(zip(names, deltas(adapters, module), strict=True))
+        written = result(merged, module)
+        size = np.linalg.norm(written)
+        mean = np.mean([np.linalg.norm(delta) for delta in inputs.values()])
+        assert math.isclose(entry.norm, size, rel_tol=1e-5)
+        assert math.isclose(entry.norm_ratio, size / mean, rel_tol=1e-5)
+        if method == "linear":
+            exact = np.linalg.norm(oracle.linear(list(inputs.values()), [0.5, 0.3, -0.2]))
+            assert math.isclose(entry.energy_kept, (size / exact) ** 2, rel_tol=1e-5)
+        for name, delta in inputs.items():
+            product = float((written * delta).sum())
+            cosine = product / size / np.linalg.norm(delta)
+            assert math.isclose(entry.cosines[name], cosine, abs_tol=1e-5)
+            squares[name] += np.linalg.norm(delta) ** 2
+            products[name] += product
+        squares["merged"] += size**2
+    overall = math.sqrt(squares["merged"])
+    mean = np.mean([math.sqrt(squares[name]) for name in names])
+    assert math.isclose(report.norm_ratio, overall / mean, rel_tol=1e-5)
+    for name in names:
+        cosine = products[name] / overall / math.sqrt(squares[name])
+        assert math.isclose(report.cosines[name], cosine, abs_tol=1e-5)
+
+
+def test_energy_chooses_ranks_per_module():
+    adapters = three()
+    merged = merge_adapters(adapters, method="linear", rank="energy=0.9")
+    for entry in merged.report.modules:
+        expected = oracle.linear(deltas(adapters, entry.name), [1 / 3] * 3)
+        values = np.linalg.svd(expected, compute_uv=False) ** 2
+        needed = int((values.cumsum() < 0.9 * values.sum()).sum()) + 1
+        assert entry.rank == merged.modules[entry.name].rank == needed
+        assert entry.energy_kept >= 0.9
+    assert merged.config["r"] == max(entry.rank for entry in merged.report.modules)
+
+
+def test_uniform_rank_pads_every_module():
+    adapters = [adapter("a", 1, ranks=2), adapter("b", 2, ranks=5, modules={"other": (10, 12)})]
+    for rank in ("max", "energy=0.5"):
+        plain = merge_adapters(adapters, rank=rank)
+        padded = merge_adapters(adapters, rank=rank, uniform_rank=True)
+        widest = max(module.rank for module in plain.modules.values())
+        for module in plain.modules:
+            assert padded.modules[module].rank == widest
+            assert oracle.relative_error(result(padded, module), result(plain, module)) < 1e-6
+        assert padded.config["rank_pattern"] == {}
+        assert {entry.rank for entry in padded.report.modules} == {widest}
+
+
+def test_overflow_of_the_output_dtype_is_refused():
+    with pytest.raises(AdapterError, match=r"module '.*': .*overflow float16.*--dtype"):
+        merge_adapters(three(), dtype="float16", scale=1e12)
+
+
+def test_progress_reaches_the_end():
+    seen = []
+    execute(plan_merge(three()), lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (3, 3)
+    assert seen == sorted(seen)
+
+
+def test_labels_are_unique():
+    plan = plan_merge([adapter("x", 1), adapter("x", 2), adapter("y", 3)])
+    assert [a.name for a in plan.adapters] == ["x#1", "x#2", "y"]
+
+
+@pytest.mark.parametrize("reference", [1, "1", "b"])
+def test_reference_by_name_or_index(reference):
+    adapters = three()
+    merged = merge_adapters(adapters, reference=reference)
+    expected = oracle.gam(deltas(adapters, "layers.0.q"), reference=1)
+    assert oracle.relative_error(result(merged, "layers.0.q"), expected) < 2e-6
+    assert merged.report.options["reference"] == "b"
+
+
+def test_warnings_say_what_the_user_should_know():
+    def text(**options):
+        return " | ".join(merge_adapters(**options).report.warnings)
+
+    unrelated = [adapter(n, s, modules={"w": (400, 300)}) for s, n in enumerate("abc", start=1)]
+    assert "0.2" in text(adapters=unrelated)
+    assert "--scale" in text(adapters=unrelated)
+    assert "keeps" in text(adapters=unrelated, method="linear")
+    assert "--rank" in text(adapters=unrelated, method="linear")
+    loud = [unrelated[0], adapter("loud", 2, modules={"w": (400, 300)}, scale=500.0)]
+    assert "'a' has all but vanished" in text(adapters=loud, method="linear")
+    partly = [adapter("a", 1), adapter("b", 2, modules={"layers.0.q": (24, 20)})]
+    assert "held by only some" in text(adapters=partly)
+    same = adapter("a", 1)
+    assert text(adapters=[same, same]) == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "tias"}, r"unknown method 'tias'.*Did you mean 'ties'"),
+        ({"weights": [1, 2]}, r"weights: got 2 for 3 adapters"),
+        ({"weights": [1, 2, math.nan]}, r"weights: .*finite"),
+        ({"weights": [0, 0, 0]}, r"weights: all are 0"),
+        ({"weights": ["x", 1, 2]}, r"weights: .*number"),
+        ({"rank": 0}, r"rank: got 0"),
+        ({"rank": "most"}, r"rank: got 'most'"),
+        ({"rank": "energy=2"}, r"rank: got 'energy=2'"),
+        ({"rank": True}, r"rank: got True"),
+        ({"scale": 0}, r"scale: got 0"),
+        ({"scale": math.inf}, r"scale: got inf"),
+        ({"missing": "drop"}, r"missing: got 'drop'"),
+        ({"dtype": "int8"}, r"dtype: got 'int8'"),
+        ({"reference": "d"}, r"reference of method 'gam': got 'd'.*a, b, c, consensus"),
+        ({"reference": 3}, r"reference of method 'gam': got 3.*0 to 2"),
+        ({"retract": 2}, r"retract of method 'gam': got 2, expected true or false"),
+        ({"densty": 0.5}, r"method 'gam' has no parameter 'densty'"),
+        ({"method": "linear", "reference": 0}, r"'linear' has no parameter 'reference'"),
+        ({"method": "ties", "density": 1.5}, r"density of method 'ties': got 1.5.*0 to 1"),
+    ],
+    ids=str,
+)
+def test_options_are_refused(options, message):
+    with pytest.raises(OptionError, match=message) as caught:
+        merge_adapters(three(), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_different_bases_are_refused():
+    adapters = [
+        adapter("a", 1, base_model_name_or_path="org/one"),
+        adapter("b", 2, base_model_name_or_path="org/two"),
+    ]
+    with pytest.raises(AdapterError, match=r"'a' .*'org/one'.*'b' .*'org/two'.*--allow-base"):
+        merge_adapters(adapters)
+    assert merge_adapters(adapters, allow_base_mismatch=True).modules
+
+
+def test_different_shapes_are_refused():
+    adapters = [adapter("a", 1), adapter("b", 2, modules={"layers.0.q": (24, 28)})]
+    with pytest.raises(AdapterError, match=r"layers\.0\.q.*\[24, 20\] in 'a'.*\[24, 28\] in 'b'"):
+        merge_adapters(adapters)
+
+
+def test_no_adapters_are_refused():
+    for nothing in ([], "path/of/one"):
+        with pytest.raises(OptionError, match="no adapters"):
+            merge_adapters(nothing)
