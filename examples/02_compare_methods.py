@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from tasks import TASKS, accuracy
 from transformers import LlamaForCausalLM
 
 from gam import merge_adapters
+from tasks import TASKS, accuracy
 
 HERE = Path(__file__).resolve().parent
 ADAPTERS = [HERE / "adapters" / name for name in ("reverse", "sort", "rotate")]

@@ -139,7 +139,7 @@ def _numbers(adapter: Adapter) -> Iterator[str]:
         "(Frobenius norm)."
     )
     yield f"- Energy kept by the output rank: {_percent(report.energy_kept)}."
-    yield f"- Rounding to {report.dtype} changed the update by {_percent(report.rounding_error)}."
+    yield f"- Rounding to {report.dtype} changed it by {_percent(report.rounding_error)}."
 
 
 def _usage(adapter: Adapter, base: Any) -> str:
@@ -177,6 +177,8 @@ def _number(value: float) -> str:
 
 
 def _percent(value: float) -> str:
+    if 0 < value < 1e-5:
+        return "below 0.001 %"
     return f"{100 * value:.4g} %" if math.isfinite(value) else "undefined"
 
 

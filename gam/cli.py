@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,8 +255,10 @@ def main(
         elif not quiet:
             click.echo("\n".join(_plan_text(plan)))
         return
-    with _progress(len(plan.modules), quiet or as_json) as update:
-        merged = execute(plan, update)
+    hidden = quiet or as_json or not sys.stderr.isatty()
+    length = len(plan.modules)
+    with click.progressbar(length=length, label="Merging", file=sys.stderr, hidden=hidden) as bar:
+        merged = execute(plan, lambda done, _: bar.update(done - bar.pos))
     assert output is not None
     folder = merged.save(output, overwrite=overwrite)
     for warning in merged.report.warnings:
@@ -281,15 +282,6 @@ def _parameters(
             raise OptionError(f"-p {name}: the parameter is given twice")
         params[name] = value
     return params
-
-
-@contextlib.contextmanager
-def _progress(total: int, hidden: bool) -> Iterator[Callable[[int, int], None] | None]:
-    if hidden or not sys.stderr.isatty():
-        yield None
-        return
-    with click.progressbar(length=total, label="Merging", file=sys.stderr) as bar:
-        yield lambda done, _: bar.update(done - bar.pos)
 
 
 # --- text -----------------------------------------------------------------------------
@@ -415,6 +407,8 @@ def _number(value: float) -> str:
 
 
 def _percent(value: float) -> str:
+    if 0 < value < 1e-5:
+        return "below 0.001 %"
     return "undefined" if value != value else f"{100 * value:.4g} %"
 
 

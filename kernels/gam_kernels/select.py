@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 _BLOCK_ENTRIES = 2**17
+_WHOLE = 2**18  # matrices up to this are collected whole
 _COLLECT = 2**22
 _SAMPLE = 2**16
 
@@ -25,7 +26,7 @@ def kth_magnitude(
     shape: tuple[int, int],
     k: int,
     *,
-    sample: torch.Tensor | None = None,
+    sample: Callable[[int], torch.Tensor] | None = None,
 ) -> float:
     """Return the k-th largest magnitude of a streamed matrix, exactly.
 
@@ -33,8 +34,8 @@ def kth_magnitude(
     bracket and collects those inside, and the k-th is selected among these. Where it is not
     among them, a bracket eight times as wide is tried, then bisection over the floating-point
     numbers that are left. The sample thus decides the cost, never the result: as a rule one
-    pass, at worst 34 in float32 and 66 in float64. A matrix of at most 2**22 entries is
-    collected whole. Held besides: 2**22 entries and a few blocks.
+    pass, at worst 34 in float32 and 66 in float64. Small matrices are collected whole. Held
+    besides: 2**22 entries and a few blocks.
 
     Args:
         rows: ``rows(start, stop)`` returns the rows [stop - start, width], contiguous,
@@ -42,8 +43,9 @@ def kth_magnitude(
             overwritten here; it may be a buffer that the next call overwrites again.
         shape: (height, width) of the matrix.
         k: From 1 to the number of entries; equal magnitudes count one by one, zeros too.
-        sample: [n] magnitudes drawn at random from the matrix, in any order, up to rounding.
-            By default one more pass takes entries at even distances.
+        sample: ``sample(n)`` returns about n entries, [n], drawn at random and exact or
+            nearly so; asked for at most once, and only where the matrix is not small. By
+            default one more pass takes entries at even distances.
 
     Returns:
         A magnitude that the matrix holds, as a Python float: at least ``k`` entries are as
@@ -60,19 +62,18 @@ def kth_magnitude(
     if not 1 <= k <= count:
         raise ValueError(f"k: got {k}, expected 1 to {count}, the number of entries")
     dtype = rows(0, 1).dtype
-    if sample is None and count > _COLLECT:
-        step = count // _SAMPLE
-        while math.gcd(step, shape[1]) > 1:  # or it would see few columns
-            step += 1
-        sample = _thin(rows, shape, step)
+    ordered = None
+    if count > _WHOLE:
+        drawn = sample(_SAMPLE) if sample else _thin(rows, shape, _SAMPLE)
+        ordered = drawn.abs().sort(descending=True).values
     low, high = 0.0, math.inf
     widen = 1
     while low < high:
         first, last = low, high
-        if sample is not None and widen <= 8:
-            first, last = _bracket(sample, k / count, widen)
+        if ordered is not None and widen <= 8:
+            first, last = _bracket(ordered, k / count, widen)
             first, last = min(max(first, low), high), max(min(last, high), low)
-        elif sample is not None:
+        elif ordered is not None:
             first = _midpoint(low, high, dtype)
         widen *= 8
         above, at_least, inside = _scan(rows, shape, first, last)
@@ -89,23 +90,29 @@ def kth_magnitude(
     return low
 
 
-def _thin(
-    rows: Callable[[int, int], torch.Tensor], shape: tuple[int, int], step: int
-) -> torch.Tensor:
-    """Return the magnitude of every ``step``-th entry in reading order, [n]."""
+def _thin(rows: Callable[[int, int], torch.Tensor], shape: tuple[int, int], n: int) -> torch.Tensor:
+    """Return about ``n`` entries at even distances in reading order."""
+    step = max(shape[0] * shape[1] // n, 1)
+    while math.gcd(step, shape[1]) > 1:  # or they would come from few columns
+        step += 1
     height = block_rows(shape[1])
     parts = []
     for start in range(0, shape[0], height):
         block = rows(start, min(start + height, shape[0]))
-        parts.append(block.view(-1)[-start * shape[1] % step :: step].abs())
+        parts.append(block.view(-1)[-start * shape[1] % step :: step].clone())
     return torch.cat(parts)
 
 
-def _bracket(sample: torch.Tensor, share: float, widen: int) -> tuple[float, float]:
-    """Return bounds that the ``share`` quantile from the top misses once in 10,000 draws."""
-    n = sample.numel()
+def _bracket(ordered: torch.Tensor, share: float, widen: int) -> tuple[float, float]:
+    """Return bounds that the magnitude of this rank misses once in 10,000 random samples.
+
+    Args:
+        ordered: [n] magnitudes of the sample, the largest first.
+        share: Rank of the magnitude sought, counted from the largest, over the number of entries.
+        widen: Factor on the distance between the bounds.
+    """
+    n = ordered.numel()
     margin = widen * (4 * math.sqrt(n * share * (1 - share)) + 8)
-    ordered = sample.sort(descending=True).values
     first, last = math.ceil(n * share + margin), math.floor(n * share - margin)
     return (
         float(ordered[first]) if first < n else 0.0,

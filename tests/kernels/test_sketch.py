@@ -119,7 +119,7 @@ def test_start_may_be_wide_dependent_and_of_any_scale():
 
 
 def test_a_useless_start_does_no_harm():
-    matrix, start = noisy(200, 150, 12)
+    matrix, _ = noisy(200, 150, 12)
     away = torch.linalg.svd(matrix, full_matrices=True).Vh[-40:].mT
     assert_near_optimal(matrix, 12, start=away)
 

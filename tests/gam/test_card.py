@@ -1,0 +1,126 @@
+"""The model card: what the Hub reads, what a person reads, and the command in it."""
+
+import dataclasses
+import inspect
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from gam import card, merge, merge_adapters
+from gam.cli import main
+
+ADAPTERS = Path(__file__).resolve().parents[2] / "examples" / "adapters"
+PATHS = [ADAPTERS / name for name in ("reverse", "sort", "rotate")]
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    head, opening, body = text.split("---\n", 2)
+    assert head == ""
+    assert body.startswith("\n# ")
+    return yaml.safe_load(opening)
+
+
+def command(text: str) -> list[str]:
+    block = text.split("```bash\n")[1].split("\n```")[0]
+    return shlex.split(block)
+
+
+def test_front_matter() -> None:
+    text = card.model_card(merge_adapters(PATHS))
+    assert front_matter(text) == {
+        "base_model": "gam-merge/tiny-llama",
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "tags": ["lora", "peft", "merge", "gam-merge", "gam"],
+    }
+
+
+@pytest.mark.parametrize("base", ["/home/me/model", "a/b/c", "C:\\x", "a b", "x\ny: 1", None, ""])
+def test_a_base_that_is_no_repository_stays_out_of_the_front_matter(base: str | None) -> None:
+    merged = merge_adapters(PATHS[:1])
+    merged = dataclasses.replace(merged, config={"base_model_name_or_path": base})
+    assert "base_model" not in front_matter(card.model_card(merged))
+
+
+@pytest.mark.parametrize("base", ["true", "1.5", "null", "org/na-me_2.5"])
+def test_a_base_stays_text_in_yaml(base: str) -> None:
+    merged = dataclasses.replace(
+        merge_adapters(PATHS[:1]), config={"base_model_name_or_path": base}
+    )
+    assert front_matter(card.model_card(merged))["base_model"] == base
+
+
+def test_text_has_no_paths_and_is_the_same_each_time() -> None:
+    text = card.model_card(merge_adapters(PATHS))
+    assert text == card.model_card(merge_adapters(PATHS))
+    assert str(ADAPTERS) not in text
+    row = "| `reverse` | 0.3333 | 14 | 8 | `"
+    assert row in text
+    assert "arXiv 2606.00357" in text
+    assert "AutoModelForCausalLM" in text
+    assert "--max-lora-rank 16" in text
+    assert "## Warnings" in text
+
+
+def test_no_warnings_no_heading() -> None:
+    assert "## Warnings" not in card.model_card(merge_adapters(PATHS[:1]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"method": "linear", "weights": [0.1, 0, -0.7], "normalize": False, "scale": 1.5},
+        {"method": "ties", "density": 0.3, "rank": "sum", "uniform_rank": True},
+        {"reference": "sort", "match_norm": True, "missing": "renormalize", "dtype": "bfloat16"},
+    ],
+    ids=["default", "linear", "ties", "gam"],
+)
+def test_the_command_gives_the_same_tensors(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge_adapters(PATHS, output=tmp_path / "first", **options)
+    words = command((tmp_path / "first" / "README.md").read_text())
+    words = [str(tmp_path / "second") if word == "OUT" else word for word in words]
+    monkeypatch.chdir(ADAPTERS)  # so that labels are paths
+    result = CliRunner().invoke(main, words[1:])
+    assert result.exit_code == 0, result.stderr
+    first, second = (
+        (tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("first", "second")
+    )
+    assert first == second
+
+
+def test_defaults_are_those_of_the_python_function() -> None:
+    signature = inspect.signature(merge.plan_merge).parameters
+    wanted = {name: p.default for name, p in signature.items() if p.kind is p.KEYWORD_ONLY}
+    assert {name: wanted.pop(name) for name in card._DEFAULTS} == card._DEFAULTS
+    assert set(wanted) == set(card._ALWAYS)
+
+
+@pytest.mark.parametrize("name", ["a|b", "a`b", "a\nb", "\udcff", "\x1b[31m"])
+def test_odd_names_break_neither_the_table_nor_the_encoding(name: str) -> None:
+    merged = merge_adapters(PATHS[:1])
+    inputs = [{**merged.report.inputs[0], "name": name}]
+    report = dataclasses.replace(merged.report, inputs=inputs)
+    text = card.model_card(dataclasses.replace(merged, report=report))
+    text.encode()
+    (row,) = [
+        line for line in text.splitlines() if " | 1 | 8 | 16 |".replace("8 | 16", "14 | 8") in line
+    ]
+    assert row.replace("\\|", "").count("|") == 7
+    assert "\x1b" not in text
+
+
+def test_a_zero_merge_has_a_card() -> None:
+    adapter = merge_adapters(PATHS[:1])
+    zero = {
+        name: dataclasses.replace(module, lora_b=module.lora_b * 0)
+        for name, module in adapter.modules.items()
+    }
+    merged = merge_adapters([dataclasses.replace(adapter, modules=zero, report=None)])
+    assert "undefined" in card.model_card(merged)

@@ -1,0 +1,105 @@
+"""Which layer imports what, each in a fresh process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gam
+import gam_kernels
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = [str(Path(package.__file__).parents[1]) for package in (gam, gam_kernels)]
+
+
+def imported_by(code: str, folder: Path) -> set[str]:
+    """Return the modules that are loaded after some code has run, started from `folder`."""
+    program = f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(PACKAGES)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def layers(modules: set[str], *packages: str) -> set[str]:
+    """Return those of the modules that lie in one of the packages."""
+    return {m for m in modules if any(m == p or m.startswith(f"{p}.") for p in packages)}
+
+
+def test_gam_alone_imports_only_the_standard_library(tmp_path: Path) -> None:
+    before = imported_by("", tmp_path)
+    added = imported_by("import gam", tmp_path) - before
+    assert layers(added, "gam") == {"gam", "gam.errors"}
+    assert {name.partition(".")[0] for name in added} <= {*sys.stdlib_module_names, "gam"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["a", "--weights", "x"]])
+def test_help_and_version_import_no_torch(arguments: list[str], tmp_path: Path) -> None:
+    code = f"""
+from gam.cli import main
+try:
+    main({arguments!r})
+except SystemExit:
+    pass"""
+    modules = imported_by(code, tmp_path)
+    assert "click" in modules
+    assert not layers(modules, "torch", "numpy", "safetensors", "gam_kernels")
+    assert layers(modules, "gam") == {"gam", "gam.errors", "gam.cli"}
+
+
+def test_kernels_never_import_gam(tmp_path: Path) -> None:
+    code = """
+import importlib, pkgutil, gam_kernels
+for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
+    importlib.import_module(module.name)"""
+    modules = imported_by(code, tmp_path)
+    assert "torch" in modules
+    assert not layers(modules, "gam", "click", "safetensors", "transformers", "peft", "triton")
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("gam.adapter", ("safetensors", "gam_kernels", "gam.io", "gam.strategies")),
+        ("gam.report", ("torch", "safetensors", "gam_kernels")),
+        ("gam.card", ("torch", "safetensors", "gam_kernels", "gam.io", "gam.strategies")),
+        ("gam.io", ("gam_kernels", "gam.strategies", "gam.merge", "gam.card")),
+        ("gam.strategies", ("safetensors", "gam.adapter", "gam.io", "gam.merge", "gam.card")),
+        ("gam.merge", ("gam.card",)),
+    ],
+)
+def test_layers_point_one_way(module: str, absent: tuple[str, ...], tmp_path: Path) -> None:
+    modules = imported_by(f"import {module}", tmp_path)
+    assert module in modules
+    assert not layers(modules, *absent, "gam.cli", "click", "transformers", "peft")
+
+
+def test_a_merge_needs_neither_transformers_nor_peft(tmp_path: Path) -> None:
+    adapters = [str(ROOT / "examples" / "adapters" / name) for name in ("sort", "rotate")]
+    code = f"from gam.cli import main\nmain({[*adapters, '-o', 'out']!r}, standalone_mode=False)"
+    modules = imported_by(code, tmp_path)
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+    assert "gam.merge" in modules
+    assert not layers(modules, "transformers", "peft", "huggingface_hub", "scipy")
+
+
+def test_public_names_are_there() -> None:
+    assert set(gam.__all__) <= set(dir(gam))
+    for name in gam.__all__:
+        assert getattr(gam, name) is not None
+    assert issubclass(gam.OptionError, gam.GamError)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        gam.nothing  # noqa: B018
+
+
+def test_no_import_package_called_kernels() -> None:
+    # It would shadow the Hugging Face package of that name, which transformers probes for.
+    assert not (ROOT / "kernels" / "__init__.py").exists()

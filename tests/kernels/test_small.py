@@ -1,0 +1,101 @@
+"""Gram matrices, orthonormalisation and polar factors against float64 linear algebra."""
+
+import numpy as np
+import pytest
+import torch
+from updates_support import factors
+
+from gam_kernels import gram, orthonormalize, orthonormalize_gram, polar
+
+
+def tall(d, r, cond=1.0, seed=0):
+    return factors(d, 1, r, seed, cond_b=cond, dtype=torch.float64)[0]
+
+
+@pytest.mark.parametrize("width", [1, 3, 64, 65, 130, 257])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gram(width, transposed):
+    columns = torch.randn(2, 50, width, dtype=torch.float64)
+    if transposed:
+        columns = columns.mT.contiguous().mT
+    result = gram(columns)
+    assert torch.equal(result, result.mT)
+    expected = np.einsum("mdp,mdq->mpq", columns.numpy(), columns.numpy())
+    assert np.abs(result.numpy() - expected).max() < 1e-12 * 50
+
+
+def test_gram_of_an_empty_batch():
+    assert gram(torch.zeros(0, 5, 70)).shape == (0, 70, 70)
+
+
+@pytest.mark.parametrize("cond", [1, 1e2, 1e4], ids=lambda c: f"{c:g}")
+def test_orthonormalize_gram(cond):
+    columns = torch.stack([tall(60, 7, cond, seed) for seed in range(3)])
+    # A wild scale of single columns costs nothing.
+    columns = columns * torch.logspace(-8, 8, 7, dtype=torch.float64)
+    gauge, inverse, condition = orthonormalize_gram(gram(columns))
+    basis = columns @ gauge
+    identity = torch.eye(7, dtype=torch.float64)
+    assert float((basis.mT @ basis - identity).abs().max()) < 1e-15 * (10 * cond) ** 2
+    lengths = columns.norm(dim=1, keepdim=True)
+    assert float(((basis @ inverse - columns) / lengths).abs().max()) < 1e-12 * cond
+    true = torch.linalg.cond(columns / lengths)
+    assert bool((condition >= true * 0.999).all())
+    assert bool((condition <= true * 7 * 1.001).all())
+
+
+def test_orthonormalize_gram_reports_what_it_cannot_do():
+    columns = torch.stack([tall(20, 3), tall(20, 3), tall(20, 3)])
+    columns[1, :, 2] = 0
+    columns[2, :, 2] = columns[2, :, 0]
+    gauge, _, condition = orthonormalize_gram(gram(columns))
+    assert torch.isinf(condition).tolist() == [False, True, True] or float(condition[2]) > 1e7
+    assert bool(torch.isfinite(gauge[0]).all())
+
+
+@pytest.mark.parametrize("cond", [1, 1e4, 1e6, 1e7], ids=lambda c: f"{c:g}")
+def test_orthonormalize(cond):
+    factor = tall(60, 7, cond)
+    basis, coordinates = orthonormalize(factor, tolerance=1e-10)
+    assert basis.shape == (60, 7)
+    assert float((basis.mT @ basis - torch.eye(7)).abs().max()) < 1e-14
+    assert float((basis @ coordinates - factor).norm()) < 1e-14 * float(factor.norm())
+
+
+def test_orthonormalize_drops_noise():
+    factor = tall(60, 7, 1e6)
+    basis, coordinates = orthonormalize(factor, tolerance=1e-4)
+    values = torch.linalg.svdvals(factor)
+    rank = int((values > 1e-4 * values[0]).sum())
+    assert basis.shape == (60, rank)
+    lost = float((basis @ coordinates - factor).norm())
+    assert lost == pytest.approx(float(values[rank:].norm()), rel=1e-6)
+
+
+@pytest.mark.parametrize(("d", "r"), [(3, 5), (1, 4), (5, 5)])
+def test_orthonormalize_wide(d, r):
+    basis, coordinates = orthonormalize(tall(d, r), tolerance=1e-7)
+    assert basis.shape == (d, min(d, r))
+    assert coordinates.shape == (min(d, r), r)
+
+
+@pytest.mark.parametrize(("p", "q"), [(1, 1), (5, 5), (7, 3), (3, 7), (64, 64)])
+def test_polar_solves_procrustes(p, q):
+    source, target = torch.randn(4, 100, p).double(), torch.randn(4, 100, q).double()
+    matrix = source.mT @ target
+    factor, smallest = polar(matrix)
+    short = factor.mT @ factor if p >= q else factor @ factor.mT
+    assert float((short - torch.eye(min(p, q))).abs().max()) < 1e-13
+    # The polar factor is the one for which M = factor @ (positive semidefinite).
+    stretch = factor.mT @ matrix if p >= q else matrix @ factor.mT
+    assert float((stretch - stretch.mT).abs().max()) < 1e-10
+    assert float(torch.linalg.eigvalsh(stretch).min()) > 0
+    assert torch.allclose(smallest, torch.linalg.svdvals(matrix)[..., -1])
+
+
+def test_polar_of_singular_matrices_is_an_isometry():
+    matrix = torch.zeros(3, 4, 4, dtype=torch.float64)
+    matrix[1, :, 0] = 1
+    factor, smallest = polar(matrix)
+    assert float((factor.mT @ factor - torch.eye(4)).abs().max()) < 1e-14
+    assert torch.equal(smallest, torch.zeros(3, dtype=torch.float64))
