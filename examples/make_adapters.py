@@ -15,10 +15,9 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tasks import TASKS, accuracy, sample
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
-
-from tasks import TASKS, accuracy, sample
 
 HERE = Path(__file__).resolve().parent
 BASE_NAME = "gam-merge/tiny-llama"

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,12 +23,14 @@ from gam import io, strategies
 from gam.adapter import Adapter, LowRank, Source
 from gam.config import output_config
 from gam.errors import AdapterError, OptionError
-from gam.refactor import Spectrum, choose_rank, decompose, rounding_error
+from gam.refactor import InexactError, Spectrum, choose_rank, decompose, rounding_error
 from gam.report import MergeReport, ModuleReport
 from gam.strategies.base import Strategy
 from gam.updates import Product, Rows, Side, Update, from_factors, from_module
 from gam_kernels import gram
 from gam_kernels.sketch import low_rank
+
+_T = TypeVar("_T")
 
 # Working memory of a batch of modules; large enough that Python's own cost disappears.
 _BATCH_BYTES = 24 * 2**20
@@ -182,12 +186,7 @@ def plan_merge(
 
     labels = _labels(adapters)
     checked = strategy.check(params, labels)
-    loaded = [
-        Adapter(a.modules, a.config, label, a.source, a.report)
-        if isinstance(a, Adapter)
-        else io.read_adapter(a, alpha=alpha, allow_pickle=allow_pickle, name=label)
-        for a, label in zip(adapters, labels, strict=True)
-    ]
+    loaded = list(_run(partial(_open, alpha, allow_pickle), adapters, labels))
     if alpha is not None and not any(a.source and a.source.alpha is not None for a in loaded):
         raise OptionError("alpha: every adapter states its own alpha; leave --alpha out")
     if not allow_base_mismatch:
@@ -238,9 +237,9 @@ def execute(plan: Plan, progress: Callable[[int, int], None] | None = None) -> A
     reports: dict[str, ModuleReport] = {}
     tallies: dict[str, _Tally] = {}
     warnings: dict[str, list[str]] = defaultdict(list)
-    for batch in _batches(plan):
-        for done, (factors, report, tally, found) in _merge_batch(plan, batch):
-            names = [module.name for module in done]
+    for done in _run(partial(_merge_batch, plan), list(_batches(plan))):
+        for modules, (factors, report, tally, found) in done:
+            names = [module.name for module in modules]
             merged.update(zip(names, factors, strict=True))
             reports.update(zip(names, report, strict=True))
             tallies.update(zip(names, tally, strict=True))
@@ -251,19 +250,34 @@ def execute(plan: Plan, progress: Callable[[int, int], None] | None = None) -> A
     if plan.options["uniform_rank"]:
         widest = max(module.rank for module in merged.values())
         merged = {name: _pad(module, widest) for name, module in merged.items()}
-    modules = {module.name: merged[module.name] for module in plan.modules}
-    report = _report(plan, [reports[name] for name in modules], tallies, warnings)
+    outcome = {module.name: merged[module.name] for module in plan.modules}
+    report = _report(plan, [reports[name] for name in outcome], tallies, warnings)
     config = output_config(
-        {name: module.rank for name, module in modules.items()},
+        {name: module.rank for name, module in outcome.items()},
         [adapter.config for adapter in plan.adapters],
     )
-    return Adapter(modules, config, plan.strategy.name, None, report)
+    return Adapter(outcome, config, plan.strategy.name, None, report)
 
 
 def _paths(adapters: Sequence[str | PathLike[str] | Adapter]) -> list[str | PathLike[str]]:
     """Return the files that the adapters are read from."""
     sources = [a.source if isinstance(a, Adapter) else a for a in adapters]
     return [s.path if isinstance(s, Source) else s for s in sources if s is not None]
+
+
+def _run(function: Callable[..., _T], *tasks: Sequence[Any]) -> Iterator[_T]:
+    """Yield what `map` would, one task at a time on each of torch's threads.
+
+    Every worker runs torch on one thread: the tensors are small, and a pool of OpenMP
+    threads would spend most of its time waiting for the next one.
+    """
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+        try:
+            yield from pool.map(function, *tasks)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
 
 
 # --- checks ---------------------------------------------------------------------------
@@ -278,6 +292,14 @@ def _labels(adapters: Sequence[Any]) -> list[str]:
         seen[name] += 1
         labels.append(f"{name}#{seen[name]}" if names.count(name) > 1 else name)
     return labels
+
+
+def _open(
+    alpha: float | None, allow_pickle: bool, adapter: str | PathLike[str] | Adapter, label: str
+) -> Adapter:
+    if isinstance(adapter, Adapter):
+        return replace(adapter, name=label)
+    return io.read_adapter(adapter, alpha=alpha, allow_pickle=allow_pickle, name=label)
 
 
 def _check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
@@ -408,38 +430,68 @@ _Merged = tuple[list[LowRank], list[ModuleReport], list[_Tally], Sequence[str]]
 
 
 def _merge_batch(
-    plan: Plan, modules: list[PlannedModule]
-) -> Iterator[tuple[list[PlannedModule], _Merged]]:
-    """Merge a batch, the modules that are safe together and the others one by one."""
-    names = list(modules[0].ranks)
-    ranks = list(modules[0].ranks.values())
+    plan: Plan, modules: Sequence[PlannedModule]
+) -> list[tuple[Sequence[PlannedModule], _Merged]]:
+    """Merge a batch: together in float32, in float64, or module by module, as it needs."""
     adapters = {adapter.name: adapter for adapter in plan.adapters}
-    b, a, scales = _load([adapters[name] for name in names], modules, ranks)
-    updates, careful = from_factors(names, ranks, b, a, scales)
-    if updates is not None:
-        safe = [module for index, module in enumerate(modules) if index not in careful]
-        yield safe, _merge_modules(plan, safe, updates)
+    holders = [adapters[name] for name in modules[0].ranks]
+    if plan.dtype != torch.float32 and all(_is_half(a, m) for a in holders for m in modules):
+        with suppress(InexactError):
+            done, careful = _merge_safe(plan, modules, *_load(holders, modules, torch.float32))
+            rest = [modules[index] for index in careful]
+            return done + (_merge_exactly(plan, rest, holders) if rest else [])
+    return _merge_exactly(plan, modules, holders)
+
+
+def _merge_exactly(
+    plan: Plan, modules: Sequence[PlannedModule], holders: Sequence[Adapter]
+) -> list[tuple[Sequence[PlannedModule], _Merged]]:
+    factors = _load(holders, modules, torch.float64)
+    done, careful = _merge_safe(plan, modules, *factors)
     for index in careful:
-        updates = from_module(names, ranks, b[index], a[index], scales[index])
-        yield [modules[index]], _merge_modules(plan, [modules[index]], updates)
+        one = [modules[index]]
+        updates = from_module(*_keys(one), *(factor[index] for factor in factors))
+        done.append((one, _merge_modules(plan, one, updates)))
+    return done
+
+
+def _merge_safe(
+    plan: Plan, modules: Sequence[PlannedModule], *factors: torch.Tensor
+) -> tuple[list[tuple[Sequence[PlannedModule], _Merged]], list[int]]:
+    """Merge the modules whose Gram matrices are safe; return the indices of the others."""
+    updates, careful = from_factors(*_keys(modules), *factors)
+    if updates is None:
+        return [], careful
+    safe = [module for index, module in enumerate(modules) if index not in careful]
+    return [(safe, _merge_modules(plan, safe, updates))], careful
+
+
+def _keys(modules: Sequence[PlannedModule]) -> tuple[list[str], list[int]]:
+    return list(modules[0].ranks), list(modules[0].ranks.values())
+
+
+def _is_half(adapter: Adapter, module: PlannedModule) -> bool:
+    update = adapter.modules[module.name]
+    return update.lora_a.dtype.itemsize == update.lora_b.dtype.itemsize == 2
 
 
 def _load(
-    adapters: Sequence[Adapter], modules: Sequence[PlannedModule], ranks: Sequence[int]
+    adapters: Sequence[Adapter], modules: Sequence[PlannedModule], dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return B [m, d, sum r], A [m, sum r, k] and the scalings [m, n] of a batch, float64."""
-    (out, width), columns = modules[0].shape, sum(ranks)
-    b = torch.empty(len(modules), out, columns, dtype=torch.float64)
-    a = torch.empty(len(modules), columns, width, dtype=torch.float64)
+    """Return B [m, d, sum r], A [m, sum r, k] and the scalings [m, n] float64 of a batch."""
+    (out, width), columns = modules[0].shape, sum(modules[0].ranks.values())
+    b = torch.empty(len(modules), out, columns, dtype=dtype)
+    a = torch.empty(len(modules), columns, width, dtype=dtype)
     scales = torch.empty(len(modules), len(adapters), dtype=torch.float64)
     for row, module in enumerate(modules):
         start = 0
-        for column, (adapter, rank) in enumerate(zip(adapters, ranks, strict=True)):
+        for column, adapter in enumerate(adapters):
             update = adapter.modules[module.name]
-            b[row, :, start : start + rank].copy_(update.lora_b)
-            a[row, start : start + rank].copy_(update.lora_a)
+            stop = start + update.rank
+            b[row, :, start:stop].copy_(update.lora_b)
+            a[row, start:stop].copy_(update.lora_a)
             scales[row, column] = update.scale
-            start += rank
+            start = stop
     return b, a, scales
 
 

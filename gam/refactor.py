@@ -7,11 +7,18 @@ from dataclasses import dataclass
 import torch
 
 from gam.updates import Product, Side
+from gam_kernels import orthonormalize_gram
 
+# A Gram matrix worse than this is not factored by Cholesky; float32 cannot serve it at all.
+_CHOLESKY_LIMIT = {torch.float64: 1e5, torch.float32: 1e2}
 # Singular values this far below the largest are rounding noise of the Gram matrices.
 _NOISE = 1e-7
 # Where the terms of a sum cancel to less than this, the noise would show: QR instead.
 _CANCELLATION = 1e-3
+
+
+class InexactError(ArithmeticError):
+    """The float32 factors do not determine the result; float64 ones do."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,9 @@ class Spectrum:
         """Return the best approximation of the given rank; padded with zeros beyond n."""
         extra = max(0, rank - self.values.shape[-1])
         parts = (self.left, self.right, self.values)
-        left, right, values = (torch.nn.functional.pad(part[..., :rank], (0, extra)) for part in parts)
+        left, right, values = (
+            torch.nn.functional.pad(part[..., :rank], (0, extra)) for part in parts
+        )
         return Spectrum(left, right, values)
 
     def scaled(self, factor: float) -> Spectrum:
@@ -58,14 +67,19 @@ def decompose(left: Side, product: Product, right: Side) -> Spectrum:
 
     Returns:
         Coefficients of the balanced factors, and the singular values.
+
+    Raises:
+        InexactError: The columns are float32 and nearly dependent, or their sum cancels.
     """
     sides = ((left, product.left), (right, product.right))
-    roots = [_root(part.mT @ side.gram @ part) for side, part in sides]
+    roots = [_root(part.mT @ side.gram @ part, side.columns.dtype) for side, part in sides]
     inner, vectors, values, covectors = _svd(product.core, roots)
     lengths = [root.norm(dim=-2) for root in roots]
     terms = lengths[0].unsqueeze(-1) * product.core * lengths[1].unsqueeze(-2)
     cancelled = values.norm(dim=-1) < _CANCELLATION * terms.norm(dim=(-2, -1))
     if bool(cancelled.any()):
+        if left.columns.dtype == torch.float32:
+            raise InexactError
         for root, (side, part) in zip(roots, sides, strict=True):
             triangle = torch.linalg.qr(side.form(part)[cancelled], mode="r").R
             rows = root.shape[-2] - triangle.shape[-2]
@@ -81,17 +95,34 @@ def decompose(left: Side, product: Product, right: Side) -> Spectrum:
 
 
 def _svd(core: torch.Tensor, roots: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Return ``R_L C``, and P, S, Q of ``R_L C R_R^T``."""
+    """Return ``R_L C``, and P, S, Q of ``R_L C R_R^T``.
+
+    From the eigenvectors of ``M M^T``, at half the cost of an SVD. What that loses in the
+    smallest singular values is of the order 1e-16 s_1^2 / s_j, and those below `_NOISE` are
+    not used.
+    """
     inner = roots[0] @ core
-    left, values, right = torch.linalg.svd(inner @ roots[1].mT, full_matrices=False)
-    # The SVD leaves the signs open: make the largest entry of each left vector positive.
-    largest = left.abs().argmax(dim=-2, keepdim=True)
-    signs = torch.where(left.gather(-2, largest) < 0, -1.0, 1.0).to(left.dtype)
-    return inner, left * signs, values, right.mT * signs
+    matrix = inner @ roots[1].mT
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    wide = matrix.mT if tall else matrix
+    squares, vectors = torch.linalg.eigh(wide @ wide.mT)
+    values, vectors = squares.clamp_min(0).sqrt().flip(-1), vectors.flip(-1)
+    # The eigenvectors' signs are open: make the largest entry of each positive.
+    largest = vectors.abs().argmax(dim=-2, keepdim=True)
+    vectors = vectors * torch.where(vectors.gather(-2, largest) < 0, -1.0, 1.0)
+    others = wide.mT @ vectors / values.clamp_min(1e-300).unsqueeze(-2)
+    left, right = (others, vectors) if tall else (vectors, others)
+    return inner, left, values, right
 
 
-def _root(matrix: torch.Tensor) -> torch.Tensor:
-    """Return R with ``R^T R`` equal to a positive semidefinite matrix, singular or not."""
+def _root(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return R with ``R^T R`` equal to the Gram matrix of columns that had a dtype."""
+    _, root, condition = orthonormalize_gram(matrix)
+    if bool((condition <= _CHOLESKY_LIMIT[dtype]).all()):
+        return root
+    if dtype == torch.float32:
+        raise InexactError
+    # Singular, or nearly: some adapters share directions, or a column is zero.
     lengths = torch.diagonal(matrix, dim1=-2, dim2=-1).clamp_min(0).sqrt()
     inverse = torch.where(lengths > 0, 1 / lengths.clamp_min(1e-300), 0.0)
     values, vectors = torch.linalg.eigh(matrix * inverse[..., None] * inverse[..., None, :])
@@ -130,5 +161,5 @@ def rounding_error(
     Returns:
         [m] squared Frobenius norms.
     """
-    change = rounded.to(factor.dtype) - factor
+    change = rounded.to(factor.dtype, copy=True).sub_(factor)
     return (change.square_().sum(-2) * values).sum(-1)

@@ -1,7 +1,9 @@
 """What a strategy sees: the updates of modules of one shape, and what it may return.
 
-Everything here is float64 and batched over modules; ``m`` counts the modules of a batch,
-``d`` is the output width, ``k`` the input width, ``rho`` the numerical rank of one update.
+Everything is batched over modules: ``m`` counts the modules of a batch, ``d`` is the output
+width, ``k`` the input width, ``rho`` the numerical rank of one update. Long factors are
+float64, or float32 where the adapters are half precision and well conditioned; every small
+matrix is float64.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ class Side:
     and once more by `form`; between the two, all work is on small matrices.
 
     Attributes:
-        columns: [m, width, p] float64, the adapters' factors side by side.
+        columns: [m, width, p] float64 or float32, the adapters' factors side by side.
         gauge: [m, p, q] float64, block diagonal; each adapter's block of
             ``columns @ gauge`` has orthonormal columns.
         gram: [m, q, q] float64, the Gram matrix of ``columns @ gauge``.
@@ -35,7 +37,7 @@ class Side:
 
     def form(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Return ``columns @ gauge @ coefficients``, [m, width, n], laid out as `columns`."""
-        small = self.gauge @ coefficients
+        small = (self.gauge @ coefficients).to(self.columns.dtype)
         if self.columns.stride(-1) == 1:
             return self.columns @ small
         return (small.mT @ self.columns.mT).mT
@@ -48,7 +50,7 @@ class Basis:
     Attributes:
         side: Where it lies among the bases of the other adapters.
         span: Its columns in ``side.gram``.
-        factor: [m, width, r] float64, the adapter's own factor (or an orthonormal one).
+        factor: [m, width, r], the adapter's own factor (or an orthonormal one).
         gauge: [m, r, rho] float64.
     """
 
@@ -62,8 +64,8 @@ class Basis:
         return self.side.gram[:, self.span, other.span]
 
     def dense(self) -> torch.Tensor:
-        """Return the basis itself, [m, width, rho]."""
-        return self.factor @ self.gauge
+        """Return the basis itself, [m, width, rho] float64."""
+        return self.factor.double() @ self.gauge
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,10 @@ class Rows:
     warnings: Sequence[str] = ()
 
 
-# Cholesky of the Gram matrix loses condition^2 * eps; beyond this the QR of the factor is
-# used. At the limit the basis is still good to 1e-8.
-_GRAM_LIMIT = 1e4
+# The basis that Cholesky of a Gram matrix gives is off by about eps * condition^2 / sqrt(r);
+# beyond these the next more accurate way is taken. At the limit a basis is good to 1e-8 from
+# float64 factors, and to 1e-4, a twentieth of bfloat16's rounding, from float32.
+_GRAM_LIMIT = {torch.float64: 1e4, torch.float32: 1e2}
 # Directions of a factor this far below its largest are rounding noise of float32 data; the
 # smallest that is kept leaves room for condition numbers to 1e6.
 _RANK_TOLERANCE = 4 * torch.finfo(torch.float32).eps
@@ -151,28 +154,27 @@ def from_factors(
     Args:
         names: Label of each adapter.
         ranks: LoRA rank r_i of each adapter in these modules.
-        lora_b: [m, d, sum r_i] float64, the adapters' B side by side.
-        lora_a: [m, sum r_i, k] float64, their A one above the other.
+        lora_b: [m, d, sum r_i] float64 or float32, the adapters' B side by side.
+        lora_a: [m, sum r_i, k] of the same dtype, their A one above the other.
         scales: [m, n] float64, the LoRA scaling of each.
 
     Returns:
         The updates of the modules for which they are safe, None if there are none; and the
-        indices of the other modules, which `from_module` takes one by one.
+        indices of the other modules: for float64, or for `from_module` one by one.
     """
     columns = lora_b, lora_a.mT
-    grams = [gram(column) for column in columns]
+    limit = _GRAM_LIMIT[lora_b.dtype]
+    grams = [gram(column).double() for column in columns]
     spans = _spans(ranks)
-    blocks = [
-        [orthonormalize_gram(matrix[:, span, span]) for span in spans] for matrix in grams
-    ]
+    blocks = [[orthonormalize_gram(matrix[:, span, span]) for span in spans] for matrix in grams]
     # The lengths that the columns have when each b_j a_j is shared out evenly: a column far
     # shorter than its adapter's others is noise, or nearly, and needs the careful way.
     lengths = (_lengths(grams[0]) * _lengths(grams[1])).sqrt()
     safe = (scales != 0).all(-1)
     for left, right, span in zip(*blocks, spans, strict=True):
         own = lengths[:, span]
-        safe &= torch.maximum(left[2], right[2]) <= _GRAM_LIMIT
-        safe &= own.amin(-1) > 10 * _GRAM_LIMIT * _RANK_TOLERANCE * own.amax(-1)
+        safe &= torch.maximum(left[2], right[2]) <= limit
+        safe &= own.amin(-1) > 10 * limit * _RANK_TOLERANCE * own.amax(-1)
     careful = torch.nonzero(~safe).flatten().tolist()
     if len(careful) == len(safe):
         return None, careful
@@ -254,13 +256,15 @@ def _assemble(
     cores: Sequence[torch.Tensor],
     grams: Sequence[torch.Tensor] | None,
 ) -> list[Update]:
-    sides = []
-    for index, blocks in enumerate(gauges):
-        gauge = block_diagonal(blocks)
-        raw = gram(columns[index]) if grams is None else grams[index]
-        sides.append(Side(columns[index], gauge, gauge.mT @ raw @ gauge))
     raw_spans = _spans([gauge.shape[-2] for gauge in gauges[0]])
     spans = _spans([core.shape[-1] for core in cores])
+    sides = []
+    for index, blocks in enumerate(gauges):
+        raw = gram(columns[index]).double() if grams is None else grams[index]
+        pairs = list(zip(raw_spans, blocks, strict=True))
+        half = torch.cat([raw[..., span] @ block for span, block in pairs], dim=-1)
+        whole = torch.cat([block.mT @ half[:, span] for span, block in pairs], dim=-2)
+        sides.append(Side(columns[index], block_diagonal(blocks), whole))
     return [
         Update(
             name,

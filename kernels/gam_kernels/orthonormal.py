@@ -11,8 +11,8 @@ def orthonormalize_gram(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor,
     For ``gram = X^T X`` the columns of ``X @ gauge`` are orthonormal, and
     ``X = (X @ gauge) @ inverse``. The columns of X are first scaled to unit length, so that
     only their angles count; then Cholesky: ``gauge = D L^-T``. The error of the basis is
-    about ``eps * condition^2``: 1e-8 at condition 1e4 in float64. Use `orthonormalize`
-    on the factor where ``condition`` is larger.
+    about ``eps * condition^2 / sqrt(r)`` for an error ``eps`` of the Gram matrix. Use
+    `orthonormalize` on the factor where that is too much.
 
     Args:
         gram: [..., r, r] float64, symmetric.
@@ -20,8 +20,9 @@ def orthonormalize_gram(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor,
     Returns:
         gauge: [..., r, r], upper triangular.
         inverse: [..., r, r], its inverse.
-        condition: [...] an upper bound, within a factor r, of the condition number of the
-            scaled factor; infinite where Cholesky fails (rank deficient, zero columns).
+        condition: [...] ``||L^-1||_F``, at least the inverse of the scaled factor's smallest
+            singular value and at most sqrt(r) times it; infinite where Cholesky fails (rank
+            deficient, zero columns).
 
     Source: van der Sluis 1969, doi:10.1007/BF02165096 (scaling); Yamamoto et al. 2015 (the
         error of CholeskyQR).
@@ -33,8 +34,7 @@ def orthonormalize_gram(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor,
     failed = (info > 0) | (lengths == 0).any(-1)
     lower = torch.where(failed[..., None, None], identity, lower)
     inverse_lower = torch.linalg.solve_triangular(lower, identity, upper=False)
-    norm = torch.linalg.matrix_norm
-    condition = torch.where(failed, torch.inf, norm(lower) * norm(inverse_lower))
+    condition = torch.where(failed, torch.inf, torch.linalg.matrix_norm(inverse_lower))
     gauge = inverse_lower.mT / lengths.clamp_min(torch.finfo(gram.dtype).tiny).unsqueeze(-1)
     return gauge, lower.mT * lengths.unsqueeze(-2), condition
 

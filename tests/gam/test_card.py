@@ -109,9 +109,7 @@ def test_odd_names_break_neither_the_table_nor_the_encoding(name: str) -> None:
     report = dataclasses.replace(merged.report, inputs=inputs)
     text = card.model_card(dataclasses.replace(merged, report=report))
     text.encode()
-    (row,) = [
-        line for line in text.splitlines() if " | 1 | 8 | 16 |".replace("8 | 16", "14 | 8") in line
-    ]
+    (row,) = [line for line in text.splitlines() if " | 1 | 14 | 8 | " in line]
     assert row.replace("\\|", "").count("|") == 7
     assert "\x1b" not in text
 

@@ -27,9 +27,7 @@ def run(pairs, weights=None, scales=None, **params):
 
 shapes = st.tuples(st.integers(12, 40), st.integers(12, 40), st.integers(1, 6))
 seeds = st.integers(0, 10**6)
-signed_weights = st.lists(
-    st.floats(0.1, 2.0) | st.floats(-2.0, -0.1), min_size=3, max_size=3
-)
+signed_weights = st.lists(st.floats(0.1, 2.0) | st.floats(-2.0, -0.1), min_size=3, max_size=3)
 
 
 def many(shape, seed, n=3, **options):

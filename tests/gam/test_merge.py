@@ -95,9 +95,7 @@ def test_auto_dtype_is_the_widest_of_the_inputs():
 @pytest.mark.parametrize("normalize", [True, False])
 def test_weight_and_zero_give_the_weighted_first(method, normalize):
     adapters = three()
-    merged = merge_adapters(
-        adapters[:2], method=method, weights=[-0.25, 0.0], normalize=normalize
-    )
+    merged = merge_adapters(adapters[:2], method=method, weights=[-0.25, 0.0], normalize=normalize)
     factor = -1 if normalize else -0.25
     for module in SHAPES:
         expected = factor * deltas(adapters, module)[0]
@@ -119,7 +117,9 @@ def test_scale_is_a_factor_on_the_result(scale):
     plain, scaled = merge_adapters(three()), merge_adapters(three(), scale=scale)
     for module in SHAPES:
         assert oracle.relative_error(result(scaled, module), scale * result(plain, module)) < 1e-6
-    assert math.isclose(scaled.report.norm_ratio, abs(scale) * plain.report.norm_ratio, rel_tol=1e-9)
+    assert math.isclose(
+        scaled.report.norm_ratio, abs(scale) * plain.report.norm_ratio, rel_tol=1e-9
+    )
     sign = math.copysign(1, scale)
     for name, cosine in plain.report.cosines.items():
         assert math.isclose(scaled.report.cosines[name], sign * cosine, rel_tol=1e-9)

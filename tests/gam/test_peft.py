@@ -33,9 +33,7 @@ SETTINGS = {
         },
         {"r": 6, "lora_alpha": 9, "target_modules": r".*\.(q|v)_proj"},
     ],
-    "mixed ranks": [
-        {"r": r, "lora_alpha": 8, "target_modules": "all-linear"} for r in (2, 8, 5)
-    ],
+    "mixed ranks": [{"r": r, "lora_alpha": 8, "target_modules": "all-linear"} for r in (2, 8, 5)],
     "mixed dtypes": [
         {"r": 8, "lora_alpha": 16, "target_modules": ATTENTION, "save": dtype}
         for dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -97,7 +95,9 @@ def expected_updates(folders, method, weights, rank):
     for name in names:
         shape = next(a.modules[name].shape for a in adapters if name in a.modules)
         found = [adapter.modules.get(name) for adapter in adapters]
-        deltas = [np.zeros(shape) if u is None else dense(u.lora_b, u.lora_a, u.scale) for u in found]
+        deltas = [
+            np.zeros(shape) if u is None else dense(u.lora_b, u.lora_a, u.scale) for u in found
+        ]
         if method == "gam":
             updates[name] = oracle.gam(deltas, weights)
         else:
@@ -116,7 +116,12 @@ def test_logits_are_those_of_the_oracle(setting, method, rank, tmp_path):
         ]
         weights = [0.5, 0.3, -0.2][: len(folders)]
         merge_adapters(
-            folders, method=method, weights=weights, rank=rank, output=tmp_path / "out", dtype="float32"
+            folders,
+            method=method,
+            weights=weights,
+            rank=rank,
+            output=tmp_path / "out",
+            dtype="float32",
         )
         base = llama()
         before = logits(base.double())

@@ -1,6 +1,8 @@
 """`ties` against the paper's three steps on dense float64 updates, and the rules it adds."""
 
+import functools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from gam.errors import OptionError
 from gam.strategies.ties import TIES, kept_entries, ties
 from gam.updates import Basis, Side, Update
 from gam_kernels.select import block_rows
+from gam_kernels.sketch import low_rank
 
 
 def update(left, right, name="a"):
@@ -261,6 +264,19 @@ def test_every_module_of_a_batch_in_any_order():
         assert np.abs(actual - expected).max() <= 1e-12
 
 
+def test_modules_may_be_asked_for_from_several_threads():
+    updates = [random_update(150, 130, 3, seed, m=8) for seed in range(3)]
+
+    def whole(result, module):
+        return torch.cat([result.rows(module, row, row + 50) for row in range(0, 150, 50)])
+
+    one, many = (ties(updates, [0.5, 0.3, 0.2], density=0.3) for _ in range(2))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(functools.partial(whole, many), range(8)))
+    for module in range(8):
+        torch.testing.assert_close(found[module], whole(one, module))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_rows_are_the_same_bits_however_they_are_asked_for(dtype):
     d, k = 400, 1000
@@ -298,6 +314,30 @@ def test_float32_moves_few_entries_and_those_little():
     moved = np.abs(rounded - exact) > 1e-5 * scale
     assert moved.mean() < 1e-4
     assert np.linalg.norm(rounded - exact) < 1e-2 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("rank", [4, 8, 24])
+@pytest.mark.parametrize("density", [0.2, 0.5])
+@pytest.mark.parametrize("shared", [0.0, 0.8])
+def test_its_low_rank_approximation_is_near_optimal(shared, density, rank):
+    common = random_update(400, 300, 8, 0)
+    decay = torch.exp(-torch.arange(8) / 4.0)
+    updates = []
+    for seed in (1, 2, 3):
+        own = random_update(400, 300, 8, seed)
+        left, right = (
+            torch.linalg.qr(shared * ours.factor + (1 - shared) * theirs.factor).Q
+            for ours, theirs in ((common.left, own.left), (common.right, own.right))
+        )
+        updates.append(update(left * decay, right))
+    result = ties(updates, [1 / 3] * 3, density=density)
+    start = torch.cat([item.right.factor[0] for item in updates], dim=1)
+    _, right, squared_norm = low_rank(
+        functools.partial(result.rows, 0), result.shape, rank, start=start
+    )
+    energies = torch.linalg.svdvals(result.rows(0, 0, 400).double()).square()
+    assert squared_norm == pytest.approx(float(energies.sum()), rel=1e-6)
+    assert 0.999 <= float(right.double().square().sum() / energies[:rank].sum()) <= 1 + 1e-5
 
 
 def test_nobody_votes():

@@ -1,0 +1,51 @@
+"""What the README shows is what happens."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from gam.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+
+
+def block(language: str, holding: str) -> str:
+    (text,) = [text for kind, text in BLOCKS if kind == language and holding in text]
+    return text
+
+
+def test_the_first_command_prints_what_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = shlex.split(block("bash", "gam-merge").rpartition("&& .venv/bin/gam-merge ")[2])
+    words = [str(ROOT / word) if word.startswith("examples/") else word for word in words]
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0
+    assert result.stdout == block("text", "Wrote merged")
+    assert result.stderr == block("text", "Warning: ")
+
+
+def test_the_python_code_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, adapter in (("math-lora", "sort"), ("code-lora", "rotate")):
+        shutil.copytree(ROOT / "examples" / "adapters" / adapter, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(block("python", "merge_adapters"), names)
+    assert (tmp_path / "merged" / "README.md").exists()
+    assert "'math-lora': " in capsys.readouterr().out
+    assert isinstance(names["merged"], type(names["adapter"]))
+
+
+def test_links_point_to_files() -> None:
+    targets = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text())
+    assert targets
+    for target in targets:
+        assert (ROOT / target).exists(), target
