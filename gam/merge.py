@@ -23,7 +23,7 @@ from gam import io, strategies
 from gam.adapter import Adapter, LowRank, Source
 from gam.config import output_config
 from gam.errors import AdapterError, OptionError
-from gam.refactor import InexactError, Spectrum, choose_rank, decompose, rounding_error
+from gam.refactor import InexactError, Spectrum, choose_rank, decompose
 from gam.report import MergeReport, ModuleReport
 from gam.strategies.base import Strategy
 from gam.updates import Product, Rows, Side, Update, from_factors, from_module
@@ -238,18 +238,19 @@ def execute(plan: Plan, progress: Callable[[int, int], None] | None = None) -> A
     tallies: dict[str, _Tally] = {}
     warnings: dict[str, list[str]] = defaultdict(list)
     for done in _run(partial(_merge_batch, plan), list(_batches(plan))):
-        for modules, (factors, report, tally, found) in done:
+        for modules, (factors, found_reports, found_tallies, found) in done:
             names = [module.name for module in modules]
             merged.update(zip(names, factors, strict=True))
-            reports.update(zip(names, report, strict=True))
-            tallies.update(zip(names, tally, strict=True))
-            for text in found:
-                warnings[text].extend(names)
+            reports.update(zip(names, found_reports, strict=True))
+            tallies.update(zip(names, found_tallies, strict=True))
+            for text, rows in found.items():
+                warnings[text].extend(names[row] for row in rows)
         if progress is not None:
             progress(len(merged), len(plan.modules))
     if plan.options["uniform_rank"]:
         widest = max(module.rank for module in merged.values())
         merged = {name: _pad(module, widest) for name, module in merged.items()}
+        reports = {name: replace(module, rank=widest) for name, module in reports.items()}
     outcome = {module.name: merged[module.name] for module in plan.modules}
     report = _report(plan, [reports[name] for name in outcome], tallies, warnings)
     config = output_config(
@@ -426,48 +427,41 @@ class _Tally:
     rounding: float
 
 
-_Merged = tuple[list[LowRank], list[ModuleReport], list[_Tally], Sequence[str]]
+_Merged = tuple[list[LowRank], list[ModuleReport], list[_Tally], Mapping[str, Sequence[int]]]
 
 
 def _merge_batch(
     plan: Plan, modules: Sequence[PlannedModule]
 ) -> list[tuple[Sequence[PlannedModule], _Merged]]:
-    """Merge a batch: together in float32, in float64, or module by module, as it needs."""
+    """Merge a batch: in float32 what that serves, in float64, or module by module."""
     adapters = {adapter.name: adapter for adapter in plan.adapters}
     holders = [adapters[name] for name in modules[0].ranks]
+    done: list[tuple[Sequence[PlannedModule], _Merged]] = []
     if plan.dtype != torch.float32 and all(_is_half(a, m) for a in holders for m in modules):
         with suppress(InexactError):
-            done, careful = _merge_safe(plan, modules, *_load(holders, modules, torch.float32))
-            rest = [modules[index] for index in careful]
-            return done + (_merge_exactly(plan, rest, holders) if rest else [])
-    return _merge_exactly(plan, modules, holders)
-
-
-def _merge_exactly(
-    plan: Plan, modules: Sequence[PlannedModule], holders: Sequence[Adapter]
-) -> list[tuple[Sequence[PlannedModule], _Merged]]:
-    factors = _load(holders, modules, torch.float64)
-    done, careful = _merge_safe(plan, modules, *factors)
-    for index in careful:
-        one = [modules[index]]
-        updates = from_module(*_keys(one), *(factor[index] for factor in factors))
-        done.append((one, _merge_modules(plan, one, updates)))
+            modules = _merge_safe(plan, holders, modules, torch.float32, done)
+    for module in _merge_safe(plan, holders, modules, torch.float64, done):
+        names, b, a, scales = _load(holders, [module])
+        updates = from_module(names, b[0], a[0], scales[0])
+        done.append(([module], _merge_modules(plan, [module], updates)))
     return done
 
 
 def _merge_safe(
-    plan: Plan, modules: Sequence[PlannedModule], *factors: torch.Tensor
-) -> tuple[list[tuple[Sequence[PlannedModule], _Merged]], list[int]]:
-    """Merge the modules whose Gram matrices are safe; return the indices of the others."""
-    updates, careful = from_factors(*_keys(modules), *factors)
-    if updates is None:
-        return [], careful
-    safe = [module for index, module in enumerate(modules) if index not in careful]
-    return [(safe, _merge_modules(plan, safe, updates))], careful
-
-
-def _keys(modules: Sequence[PlannedModule]) -> tuple[list[str], list[int]]:
-    return list(modules[0].ranks), list(modules[0].ranks.values())
+    plan: Plan,
+    holders: Sequence[Adapter],
+    modules: Sequence[PlannedModule],
+    dtype: torch.dtype,
+    done: list[tuple[Sequence[PlannedModule], _Merged]],
+) -> list[PlannedModule]:
+    """Merge the modules whose Gram matrices are safe in a precision; return the others."""
+    if not modules:
+        return []
+    updates, careful = from_factors(*_load(holders, modules), dtype)
+    if updates:
+        safe = [module for index, module in enumerate(modules) if index not in careful]
+        done.append((safe, _merge_modules(plan, safe, updates)))
+    return [modules[index] for index in careful]
 
 
 def _is_half(adapter: Adapter, module: PlannedModule) -> bool:
@@ -476,23 +470,17 @@ def _is_half(adapter: Adapter, module: PlannedModule) -> bool:
 
 
 def _load(
-    adapters: Sequence[Adapter], modules: Sequence[PlannedModule], dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return B [m, d, sum r], A [m, sum r, k] and the scalings [m, n] float64 of a batch."""
-    (out, width), columns = modules[0].shape, sum(modules[0].ranks.values())
-    b = torch.empty(len(modules), out, columns, dtype=dtype)
-    a = torch.empty(len(modules), columns, width, dtype=dtype)
-    scales = torch.empty(len(modules), len(adapters), dtype=torch.float64)
-    for row, module in enumerate(modules):
-        start = 0
-        for column, adapter in enumerate(adapters):
-            update = adapter.modules[module.name]
-            stop = start + update.rank
-            b[row, :, start:stop].copy_(update.lora_b)
-            a[row, start:stop].copy_(update.lora_a)
-            scales[row, column] = update.scale
-            start = stop
-    return b, a, scales
+    adapters: Sequence[Adapter], modules: Sequence[PlannedModule]
+) -> tuple[list[str], list[list[torch.Tensor]], list[list[torch.Tensor]], torch.Tensor]:
+    """Return what `from_factors` takes: labels, B and A of each module, scalings."""
+    updates = [[adapter.modules[module.name] for adapter in adapters] for module in modules]
+    scales = [[update.scale for update in row] for row in updates]
+    return (
+        [adapter.name for adapter in adapters],
+        [[update.lora_b for update in row] for row in updates],
+        [[update.lora_a for update in row] for row in updates],
+        torch.tensor(scales, dtype=torch.float64),
+    )
 
 
 def _merge_modules(
@@ -500,15 +488,11 @@ def _merge_modules(
 ) -> _Merged:
     """Run the strategy on updates that are all present, and re-factorise the result."""
     if not updates:
-        return *_zeros(plan, modules), []
+        return *_zeros(plan, modules), {}
     result = plan.strategy.function(updates, _weights(plan, updates), **plan.params)
     inputs = updates[0].left.side, updates[0].right.side
     if isinstance(result, Rows):
-        sides, product, exact = _approximate(result, modules[0], updates)
-        crossed = [
-            side.columns.mT @ torch.cat([getattr(update, name).dense() for update in updates], -1)
-            for side, name in zip(sides, ("left", "right"), strict=True)
-        ]
+        sides, product, exact, crossed = _approximate(result, modules[0], updates)
     else:
         sides, product, exact = inputs, result, None
         crossed = [side.gram for side in inputs]
@@ -521,22 +505,18 @@ def _merge_modules(
     values = spectrum.values
     for row, rank in enumerate(ranks):
         values[row, rank:] = 0
-    rounded, errors = [], []
-    for side, coefficients in zip(sides, (spectrum.left, spectrum.right), strict=True):
-        factor = side.form(coefficients)
-        if plan.dtype != torch.float32:
-            factor = factor.float()  # exact enough for half precision, and half the traffic
-        rounded.append(factor.to(plan.dtype))
-        errors.append(rounding_error(factor, rounded[-1], values))
-    _check_overflow(rounded, values, modules, plan.dtype)
-    b, a = rounded[0], rounded[1].mT
+    b, errors_b = sides[0].form(spectrum.left, plan.dtype)
+    a, errors_a = sides[1].form(spectrum.right, plan.dtype)
+    _check_overflow(values, modules, b, a)
     factors = [
-        LowRank(a[row, :rank].contiguous(), b[row, :, :rank].contiguous())
-        for row, rank in enumerate(ranks)
+        LowRank(lora_a[:, :rank].mT.contiguous(), lora_b[:, :rank].contiguous())
+        for lora_b, lora_a, rank in zip(b, a, ranks, strict=True)
     ]
+    # Rounding B changes the product by sum_j s_j |db_j|^2, since the columns of A^T are
+    # orthogonal and of squared length s_j; so does rounding A; the cross terms average out.
+    rounding = ((errors_b + errors_a) * values).sum(-1)
     products = _inner(spectrum, crossed, updates, values)
     norms = torch.stack([update.norm() for update in updates], -1)
-    rounding = torch.stack(errors).sum(0)
     labels = [update.name for update in updates]
     tallies = [
         _Tally(
@@ -567,20 +547,39 @@ def _weights(plan: Plan, updates: Sequence[Update]) -> list[float]:
 
 def _approximate(
     result: Rows, module: PlannedModule, updates: Sequence[Update]
-) -> tuple[tuple[Side, Side], Product, torch.Tensor]:
-    """Return a low-rank product near an update known by rows, and its exact squared norm."""
+) -> tuple[tuple[Side, Side], Product, torch.Tensor, list[torch.Tensor]]:
+    """Approximate an update that is known by rows.
+
+    Returns:
+        The sides of a low-rank product near it, the product, the exact squared norm of the
+        update, and the inner products of both sides with the bases of the inputs.
+    """
     cap = module.rank or sum(module.ranks.values())
-    parts = []
+    lefts, rights, norms, crossed = [], [], [], []
     for index in range(result.modules):
-        start = torch.cat([update.right.factor[index] for update in updates], dim=-1)
-        parts.append(low_rank(partial(result.rows, index), result.shape, cap, start=start))
-    sides = []
-    for position in (0, 1):
-        columns = torch.stack([part[position] for part in parts]).double()
-        identity = torch.eye(columns.shape[-1], dtype=columns.dtype).expand(len(parts), -1, -1)
-        sides.append(Side(columns, identity, gram(columns)))
-    exact = torch.tensor([part[2] for part in parts], dtype=torch.float64)
-    return (sides[0], sides[1]), Product(identity, identity, identity), exact
+        bases = [[getattr(u, side).dense(index) for u in updates] for side in ("left", "right")]
+        start = torch.cat(bases[1], dim=-1)
+        left, right, norm = low_rank(partial(result.rows, index), result.shape, cap, start=start)
+        lefts.append([left])
+        rights.append([right])
+        norms.append(norm)
+        crossed.append(
+            [
+                factor.double().mT @ torch.cat(basis, dim=-1)
+                for factor, basis in zip((left, right), bases, strict=True)
+            ]
+        )
+    identity = torch.eye(lefts[0][0].shape[-1], dtype=torch.float64).expand(len(lefts), -1, -1)
+    sides = [
+        Side(factors, torch.float64, identity, gram(factors, torch.float64))
+        for factors in (lefts, rights)
+    ]
+    return (
+        (sides[0], sides[1]),
+        Product(None, identity, None),
+        torch.tensor(norms, dtype=torch.float64),
+        [torch.stack(side) for side in zip(*crossed, strict=True)],
+    )
 
 
 def _inner(
@@ -611,16 +610,14 @@ def _rank(plan: Plan, module: PlannedModule, values: torch.Tensor) -> int:
 
 
 def _check_overflow(
-    factors: Sequence[torch.Tensor],
-    values: torch.Tensor,
-    modules: Sequence[PlannedModule],
-    dtype: torch.dtype,
+    values: torch.Tensor, modules: Sequence[PlannedModule], *sides: Sequence[torch.Tensor]
 ) -> None:
+    dtype = sides[0][0].dtype
     # No entry of a factor is larger than its column is long.
     if float(values.max()) < torch.finfo(dtype).max ** 2:
         return
-    for row, module in enumerate(modules):
-        if not all(bool(torch.isfinite(factor[row]).all()) for factor in factors):
+    for module, *factors in zip(modules, *sides, strict=True):
+        if not all(bool(torch.isfinite(factor).all()) for factor in factors):
             raise AdapterError(
                 f"module {module.name!r}: the merged factors overflow "
                 f"{str(dtype).removeprefix('torch.')}; pass --dtype bfloat16 or float32, "

@@ -69,29 +69,40 @@ def decompose(left: Side, product: Product, right: Side) -> Spectrum:
         Coefficients of the balanced factors, and the singular values.
 
     Raises:
-        InexactError: The columns are float32 and nearly dependent, or their sum cancels.
+        InexactError: The precision is float32, and the columns are nearly dependent or
+            their sum cancels.
     """
     sides = ((left, product.left), (right, product.right))
-    roots = [_root(part.mT @ side.gram @ part, side.columns.dtype) for side, part in sides]
+    roots = [_root(_gram(side, part), side.dtype) for side, part in sides]
     inner, vectors, values, covectors = _svd(product.core, roots)
     lengths = [root.norm(dim=-2) for root in roots]
     terms = lengths[0].unsqueeze(-1) * product.core * lengths[1].unsqueeze(-2)
     cancelled = values.norm(dim=-1) < _CANCELLATION * terms.norm(dim=(-2, -1))
     if bool(cancelled.any()):
-        if left.columns.dtype == torch.float32:
+        if left.dtype == torch.float32:
             raise InexactError
         for root, (side, part) in zip(roots, sides, strict=True):
-            triangle = torch.linalg.qr(side.form(part)[cancelled], mode="r").R
+            columns = torch.stack(side.form(part)[0])[cancelled]
+            triangle = torch.linalg.qr(columns, mode="r").R
             rows = root.shape[-2] - triangle.shape[-2]
             root[cancelled] = torch.nn.functional.pad(triangle, (0, 0, 0, rows))
         inner, vectors, values, covectors = _svd(product.core, roots)
     alive = values > _NOISE * values[..., :1]
     inverse = torch.where(alive, values.clamp_min(1e-300).rsqrt(), 0.0).unsqueeze(-2)
+    lefts = product.core @ (roots[1].mT @ covectors) * inverse
+    rights = inner.mT @ vectors * inverse
     return Spectrum(
-        left=product.left @ (product.core @ (roots[1].mT @ covectors)) * inverse,
-        right=product.right @ (inner.mT @ vectors) * inverse,
+        left=lefts if product.left is None else product.left @ lefts,
+        right=rights if product.right is None else product.right @ rights,
         values=torch.where(alive, values, 0.0),
     )
+
+
+def _gram(side: Side, coefficients: torch.Tensor | None) -> torch.Tensor:
+    """Return the Gram matrix of one side of a product, [m, n, n]."""
+    if coefficients is None:
+        return side.gram
+    return coefficients.mT @ side.gram @ coefficients
 
 
 def _svd(core: torch.Tensor, roots: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -117,16 +128,19 @@ def _svd(core: torch.Tensor, roots: list[torch.Tensor]) -> tuple[torch.Tensor, .
 
 def _root(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return R with ``R^T R`` equal to the Gram matrix of columns that had a dtype."""
-    _, root, condition = orthonormalize_gram(matrix)
+    _, triangle, condition = orthonormalize_gram(matrix)
     if bool((condition <= _CHOLESKY_LIMIT[dtype]).all()):
-        return root
+        return triangle
     if dtype == torch.float32:
         raise InexactError
     # Singular, or nearly: some adapters share directions, or a column is zero.
     lengths = torch.diagonal(matrix, dim1=-2, dim2=-1).clamp_min(0).sqrt()
     inverse = torch.where(lengths > 0, 1 / lengths.clamp_min(1e-300), 0.0)
     values, vectors = torch.linalg.eigh(matrix * inverse[..., None] * inverse[..., None, :])
-    return values.clamp_min(0).sqrt().unsqueeze(-1) * vectors.mT * lengths.unsqueeze(-2)
+    root: torch.Tensor = (
+        values.clamp_min(0).sqrt().unsqueeze(-1) * vectors.mT * lengths.unsqueeze(-2)
+    )
+    return root
 
 
 def choose_rank(values: torch.Tensor, energy: float) -> int:
@@ -142,24 +156,3 @@ def choose_rank(values: torch.Tensor, energy: float) -> int:
     squares = values.square().cumsum(0)
     needed = squares < energy * squares[-1] * (1 - 1e-12)
     return min(int(needed.sum()) + 1, values.shape[0])
-
-
-def rounding_error(
-    factor: torch.Tensor, rounded: torch.Tensor, values: torch.Tensor
-) -> torch.Tensor:
-    """Return the squared norm of what rounding one of two balanced factors changed.
-
-    The columns of B and of A^T are orthogonal with squared lengths s_j, so rounding B
-    changes the product by ``sum_j s_j |db_j|^2``, and likewise for A; the cross terms of the
-    two average out.
-
-    Args:
-        factor: [m, width, r], B or A^T.
-        rounded: The same in the output dtype.
-        values: [m, r], the s_j.
-
-    Returns:
-        [m] squared Frobenius norms.
-    """
-    change = rounded.to(factor.dtype, copy=True).sub_(factor)
-    return (change.square_().sum(-2) * values).sum(-1)

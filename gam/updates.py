@@ -1,9 +1,8 @@
 """What a strategy sees: the updates of modules of one shape, and what it may return.
 
 Everything is batched over modules: ``m`` counts the modules of a batch, ``d`` is the output
-width, ``k`` the input width, ``rho`` the numerical rank of one update. Long factors are
-float64, or float32 where the adapters are half precision and well conditioned; every small
-matrix is float64.
+width, ``k`` the input width, ``rho`` the numerical rank of one update. Every small matrix is
+float64; the long factors stay as they are in their files.
 """
 
 from __future__ import annotations
@@ -14,33 +13,36 @@ from typing import Any
 
 import torch
 
-from gam_kernels import gram, orthonormalize, orthonormalize_gram
+from gam_kernels import combine, gram, orthonormalize, orthonormalize_gram
 
 
 @dataclass(frozen=True)
 class Side:
     """The bases of all adapters on one side of the updates, and how they lie to each other.
 
-    Everything that touches the long dimension is here: `columns` are read once for `gram`
+    Everything that touches the long dimension is here: the factors are read once for `gram`
     and once more by `form`; between the two, all work is on small matrices.
 
     Attributes:
-        columns: [m, width, p] float64 or float32, the adapters' factors side by side.
-        gauge: [m, p, q] float64, block diagonal; each adapter's block of
-            ``columns @ gauge`` has orthonormal columns.
-        gram: [m, q, q] float64, the Gram matrix of ``columns @ gauge``.
+        factors: For each module, the adapters' tensors [width, r_i]; together they are the
+            columns X of the module.
+        dtype: Working precision: float64, or float32 where that is enough.
+        gauge: [m, p, q] float64, block diagonal; each adapter's block of ``X @ gauge`` has
+            orthonormal columns.
+        gram: [m, q, q] float64, the Gram matrix of ``X @ gauge``.
     """
 
-    columns: torch.Tensor
+    factors: Sequence[Sequence[torch.Tensor]]
+    dtype: torch.dtype
     gauge: torch.Tensor
     gram: torch.Tensor
 
-    def form(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Return ``columns @ gauge @ coefficients``, [m, width, n], laid out as `columns`."""
-        small = (self.gauge @ coefficients).to(self.columns.dtype)
-        if self.columns.stride(-1) == 1:
-            return self.columns @ small
-        return (small.mT @ self.columns.mT).mT
+    def form(
+        self, coefficients: torch.Tensor | None, dtype: torch.dtype = torch.float64
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Return ``X @ gauge @ coefficients``, as `gam_kernels.combine` returns it."""
+        small = self.gauge if coefficients is None else self.gauge @ coefficients
+        return combine(self.factors, small, self.dtype, dtype)
 
 
 @dataclass(frozen=True)
@@ -49,23 +51,23 @@ class Basis:
 
     Attributes:
         side: Where it lies among the bases of the other adapters.
+        index: Its place in ``side.factors``.
         span: Its columns in ``side.gram``.
-        factor: [m, width, r], the adapter's own factor (or an orthonormal one).
         gauge: [m, r, rho] float64.
     """
 
     side: Side
+    index: int
     span: slice
-    factor: torch.Tensor
     gauge: torch.Tensor
 
     def overlap(self, other: Basis) -> torch.Tensor:
         """Return ``self^T other``, [m, rho, rho_other]: cosines between the two bases."""
         return self.side.gram[:, self.span, other.span]
 
-    def dense(self) -> torch.Tensor:
-        """Return the basis itself, [m, width, rho] float64."""
-        return self.factor.double() @ self.gauge
+    def dense(self, module: int) -> torch.Tensor:
+        """Return the basis itself in one module, [width, rho] float64."""
+        return self.side.factors[module][self.index].double() @ self.gauge[module]
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class Update:
 
     def norm(self) -> torch.Tensor:
         """Frobenius norm of each update, [m]."""
-        return torch.linalg.matrix_norm(self.core)
+        norms: torch.Tensor = torch.linalg.matrix_norm(self.core)
+        return norms
 
 
 @dataclass(frozen=True)
@@ -99,18 +102,19 @@ class Product:
     strategy; they are never formed.
 
     Attributes:
-        left: [m, sum rho_i, p] coefficients over the left bases.
+        left: [m, sum rho_i, p] coefficients over the left bases; None for the bases
+            themselves.
         core: [m, p, q].
-        right: [m, sum rho_i, q] coefficients over the right bases.
+        right: [m, sum rho_i, q] coefficients over the right bases, or None.
         diagnostics: Name to one value per module, for the report.
-        warnings: One line per finding that the user should know of.
+        warnings: What the user should know, one line each, to the modules it is about.
     """
 
-    left: torch.Tensor
+    left: torch.Tensor | None
     core: torch.Tensor
-    right: torch.Tensor
+    right: torch.Tensor | None
     diagnostics: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    warnings: Sequence[str] = ()
+    warnings: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class Rows:
     modules: int
     shape: tuple[int, int]
     diagnostics: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    warnings: Sequence[str] = ()
+    warnings: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 # The basis that Cholesky of a Gram matrix gives is off by about eps * condition^2 / sqrt(r);
@@ -144,32 +148,33 @@ _RANK_TOLERANCE = 4 * torch.finfo(torch.float32).eps
 
 def from_factors(
     names: Sequence[str],
-    ranks: Sequence[int],
-    lora_b: torch.Tensor,
-    lora_a: torch.Tensor,
+    lora_b: Sequence[Sequence[torch.Tensor]],
+    lora_a: Sequence[Sequence[torch.Tensor]],
     scales: torch.Tensor,
-) -> tuple[list[Update] | None, list[int]]:
+    dtype: torch.dtype = torch.float64,
+) -> tuple[list[Update], list[int]]:
     """Return the updates of a batch of modules, as far as Gram matrices are safe.
 
     Args:
         names: Label of each adapter.
-        ranks: LoRA rank r_i of each adapter in these modules.
-        lora_b: [m, d, sum r_i] float64 or float32, the adapters' B side by side.
-        lora_a: [m, sum r_i, k] of the same dtype, their A one above the other.
+        lora_b: For each of m modules, the adapters' B, tensors [d, r_i].
+        lora_a: For each of m modules, the adapters' A, tensors [r_i, k].
         scales: [m, n] float64, the LoRA scaling of each.
+        dtype: Working precision, float64 or float32.
 
     Returns:
-        The updates of the modules for which they are safe, None if there are none; and the
+        The updates of the modules for which they are safe, empty if there are none; and the
         indices of the other modules: for float64, or for `from_module` one by one.
     """
-    columns = lora_b, lora_a.mT
-    limit = _GRAM_LIMIT[lora_b.dtype]
-    grams = [gram(column).double() for column in columns]
+    sides = [lora_b, [[factor.mT for factor in module] for module in lora_a]]
+    ranks = [factor.shape[1] for factor in lora_b[0]]
+    grams = [gram(factors, dtype) for factors in sides]
     spans = _spans(ranks)
     blocks = [[orthonormalize_gram(matrix[:, span, span]) for span in spans] for matrix in grams]
     # The lengths that the columns have when each b_j a_j is shared out evenly: a column far
     # shorter than its adapter's others is noise, or nearly, and needs the careful way.
     lengths = (_lengths(grams[0]) * _lengths(grams[1])).sqrt()
+    limit = _GRAM_LIMIT[dtype]
     safe = (scales != 0).all(-1)
     for left, right, span in zip(*blocks, spans, strict=True):
         own = lengths[:, span]
@@ -177,48 +182,50 @@ def from_factors(
         safe &= own.amin(-1) > 10 * limit * _RANK_TOLERANCE * own.amax(-1)
     careful = torch.nonzero(~safe).flatten().tolist()
     if len(careful) == len(safe):
-        return None, careful
+        return [], careful
     cores = [
         left[1] @ right[1].mT * scale[:, None, None]
         for left, right, scale in zip(*blocks, scales.unbind(-1), strict=True)
     ]
     gauges = [[block[0] for block in side] for side in blocks]
     if careful:
-        columns, grams, cores = ([t[safe] for t in group] for group in (columns, grams, cores))
+        keep = torch.nonzero(safe).flatten().tolist()
+        sides = [[factors[index] for index in keep] for factors in sides]
+        cores, grams = [core[safe] for core in cores], [matrix[safe] for matrix in grams]
         gauges = [[gauge[safe] for gauge in side] for side in gauges]
-    return _assemble(names, ranks, columns, gauges, cores, grams), careful
+    return _assemble(names, ranks, sides, dtype, gauges, cores, grams), careful
 
 
 def from_module(
     names: Sequence[str],
-    ranks: Sequence[int],
-    lora_b: torch.Tensor,
-    lora_a: torch.Tensor,
+    lora_b: Sequence[torch.Tensor],
+    lora_a: Sequence[torch.Tensor],
     scales: torch.Tensor,
 ) -> list[Update]:
     """Return the updates of one module, whatever the conditioning of its factors.
 
     Args:
         names: Label of each adapter.
-        ranks: LoRA rank r_i of each.
-        lora_b: [d, sum r_i] float64.
-        lora_a: [sum r_i, k] float64.
+        lora_b: Their B, tensors [d, r_i].
+        lora_a: Their A, tensors [r_i, k].
         scales: [n] float64.
 
     Returns:
         The updates that are not zero, as batches of one, every core square and of full rank.
     """
     found = []
-    for name, rank, span, scale in zip(names, ranks, _spans(ranks), scales, strict=True):
-        parts = _orthonormal_parts(lora_b[:, span], lora_a[span], float(scale))
+    for name, b, a, scale in zip(names, lora_b, lora_a, scales.tolist(), strict=True):
+        parts = _orthonormal_parts(b.double(), a.double(), scale)
         if parts is not None:
-            found.append((name, rank, *(part[None] for part in parts)))
+            found.append((name, b.shape[1], *parts))
     if not found:
         return []
-    kept, nominal, lefts, cores, rights = zip(*found, strict=True)
-    columns = [torch.cat(side, dim=-1) for side in (lefts, rights)]
-    identities = [torch.eye(core.shape[-1], dtype=core.dtype)[None] for core in cores]
-    return _assemble(kept, nominal, columns, [identities, identities], cores, None)
+    kept, ranks, lefts, cores, rights = (list(column) for column in zip(*found, strict=True))
+    sides = [[lefts], [rights]]
+    identities = [torch.eye(len(core), dtype=core.dtype)[None] for core in cores]
+    grams = [gram(side, torch.float64) for side in sides]
+    batch = [core[None] for core in cores]
+    return _assemble(kept, ranks, sides, torch.float64, [identities, identities], batch, grams)
 
 
 def _orthonormal_parts(
@@ -251,31 +258,29 @@ def _orthonormal_parts(
 def _assemble(
     names: Sequence[str],
     ranks: Sequence[int],
-    columns: Sequence[torch.Tensor],
+    factors: Sequence[Sequence[Sequence[torch.Tensor]]],
+    dtype: torch.dtype,
     gauges: Sequence[Sequence[torch.Tensor]],
     cores: Sequence[torch.Tensor],
-    grams: Sequence[torch.Tensor] | None,
+    grams: Sequence[torch.Tensor],
 ) -> list[Update]:
     raw_spans = _spans([gauge.shape[-2] for gauge in gauges[0]])
     spans = _spans([core.shape[-1] for core in cores])
     sides = []
-    for index, blocks in enumerate(gauges):
-        raw = gram(columns[index]).double() if grams is None else grams[index]
+    for modules, blocks, raw in zip(factors, gauges, grams, strict=True):
         pairs = list(zip(raw_spans, blocks, strict=True))
         half = torch.cat([raw[..., span] @ block for span, block in pairs], dim=-1)
         whole = torch.cat([block.mT @ half[:, span] for span, block in pairs], dim=-2)
-        sides.append(Side(columns[index], block_diagonal(blocks), whole))
+        sides.append(Side(modules, dtype, block_diagonal(blocks), whole))
     return [
         Update(
             name,
-            Basis(sides[0], span, sides[0].columns[..., raw_span], left),
-            core,
-            Basis(sides[1], span, sides[1].columns[..., raw_span], right),
-            rank,
+            Basis(sides[0], index, spans[index], gauges[0][index]),
+            cores[index],
+            Basis(sides[1], index, spans[index], gauges[1][index]),
+            ranks[index],
         )
-        for name, rank, core, span, raw_span, left, right in zip(
-            names, ranks, cores, spans, raw_spans, *gauges, strict=True
-        )
+        for index, name in enumerate(names)
     ]
 
 

@@ -62,12 +62,12 @@ def gam(deltas, weights=None, reference=None, retract=False, match_norm=False, s
 def consensus_frame(bases, shares, iterations=3000):
     """Generalised Procrustes mean of orthonormal bases, on dense projectors."""
     rank = max(basis.shape[1] for basis in bases)
-    projector = sum(share * (basis @ basis.T) for basis, share in zip(bases, shares))
+    projector = sum(share * (basis @ basis.T) for basis, share in zip(bases, shares, strict=True))
     frame = np.linalg.eigh(projector)[1][:, -rank:]
     for _ in range(iterations):
         rotations = [procrustes(basis, frame) for basis in bases]
-        mean = sum(s * (b @ r) for s, b, r in zip(shares, bases, rotations))
-        cover = sum(s * (r.T @ r) for s, r in zip(shares, rotations))
+        mean = sum(s * (b @ r) for s, b, r in zip(shares, bases, rotations, strict=True))
+        cover = sum(s * (r.T @ r) for s, r in zip(shares, rotations, strict=True))
         new = polar(mean @ np.linalg.inv(cover))
         if np.abs(new - frame).max() < 1e-14:
             break
@@ -83,11 +83,15 @@ def gam_consensus(deltas, weights=None):
     shares = np.abs(weights)
     u_ref = consensus_frame([svd[0] for svd in svds], shares)
     v_ref = consensus_frame([svd[2] for svd in svds], shares)
-    u_bar = sum(share * u @ procrustes(u, u_ref) for share, (u, _, _) in zip(shares, svds))
-    v_bar = sum(share * v @ procrustes(v, v_ref) for share, (_, _, v) in zip(shares, svds))
+    u_bar = sum(
+        share * u @ procrustes(u, u_ref) for share, (u, _, _) in zip(shares, svds, strict=True)
+    )
+    v_bar = sum(
+        share * v @ procrustes(v, v_ref) for share, (_, _, v) in zip(shares, svds, strict=True)
+    )
     s_bar = sum(
         w * procrustes(u, u_ref).T @ np.diag(s) @ procrustes(v, v_ref)
-        for w, (u, s, v) in zip(weights, svds)
+        for w, (u, s, v) in zip(weights, svds, strict=True)
     )
     return u_bar @ s_bar @ v_bar.T
 

@@ -27,34 +27,29 @@ def dense(b, a, scale=1.0):
     return (scale * b.double() @ a.double()).numpy()
 
 
-def stacked(pairs, scales=None):
-    """The arguments of `from_module` for a list of (B, A)."""
-    scales = [1.0] * len(pairs) if scales is None else scales
-    return (
-        [str(i) for i in range(len(pairs))],
-        [b.shape[-1] for b, _ in pairs],
-        torch.cat([b.double() for b, _ in pairs], dim=-1),
-        torch.cat([a.double() for _, a in pairs], dim=-2),
-        torch.tensor(scales, dtype=torch.float64),
-    )
-
-
-def updates_of(pairs, scales=None, batched=True):
+def updates_of(pairs, scales=None, batched=True, dtype=torch.float64):
     """Updates of one module from a list of (B, A); zero ones are left out."""
-    names, ranks, b, a, scales = stacked(pairs, scales)
+    names = [str(i) for i in range(len(pairs))]
+    b, a = [b for b, _ in pairs], [a for _, a in pairs]
+    scales = torch.tensor([1.0] * len(pairs) if scales is None else scales, dtype=torch.float64)
     if batched:
-        updates, _ = from_factors(names, ranks, b[None], a[None], scales[None])
-        if updates is not None:
+        updates, _ = from_factors(names, [b], [a], scales[None], dtype)
+        if updates:
             return updates
-    return from_module(names, ranks, b, a, scales)
+    return from_module(names, b, a, scales)
+
+
+def formed(side, coefficients):
+    (result,), _ = side.form(coefficients)
+    return result
 
 
 def dense_product(updates, product):
     left, right = updates[0].left.side, updates[0].right.side
-    return (left.form(product.left) @ product.core @ right.form(product.right).mT)[0].numpy()
+    return (formed(left, product.left) @ product.core[0] @ formed(right, product.right).mT).numpy()
 
 
 def refactored(updates, product, rank, scale=1.0):
     left, right = updates[0].left.side, updates[0].right.side
     spectrum = decompose(left, product, right).cut(rank).scaled(scale)
-    return left.form(spectrum.left), right.form(spectrum.right).mT, spectrum
+    return formed(left, spectrum.left), formed(right, spectrum.right).mT, spectrum

@@ -90,18 +90,20 @@ def gam(
     left, right = (
         find(bases, shares) for bases in ([u.left for u in updates], [u.right for u in updates])
     )
-    core = sum(
+    cores = [
         weight * (t_left.mT @ update.core @ t_right)
         for update, weight, t_left, t_right in zip(
             updates, weights, left.rotations, right.rotations, strict=True
         )
-    )
+    ]
+    core = torch.stack(cores).sum(0)
     if retract:
         root_left, root_right = _inverse_root(left.gram), _inverse_root(right.gram)
         core = root_left @ core @ root_right
     if match_norm:
         size = torch.linalg.vecdot((left.gram @ core).flatten(-2), (core @ right.gram).flatten(-2))
-        wanted = sum(abs(w) * update.norm() for update, w in zip(updates, weights, strict=True))
+        norms = [abs(w) * update.norm() for update, w in zip(updates, weights, strict=True)]
+        wanted = torch.stack(norms).sum(0)
         # Cores that cancel leave only rounding noise, which must not be blown up.
         real = size > (_CANCELLED * wanted) ** 2
         factor = torch.where(real, wanted * size.clamp_min(1e-300).rsqrt(), 1.0)
@@ -150,7 +152,8 @@ def _mean(shares: Sequence[float], rotations: Sequence[torch.Tensor]) -> torch.T
     if all(rotation.shape[-2] >= rotation.shape[-1] for rotation in rotations):
         return mean
     coverage = sum(share * (rotation.mT @ rotation) for share, rotation in pairs)
-    return torch.linalg.solve(coverage, mean, left=False)
+    covered: torch.Tensor = torch.linalg.solve(coverage, mean, left=False)
+    return covered
 
 
 def _consensus(bases: Sequence[Basis], shares: Sequence[float]) -> _Frame:
@@ -170,7 +173,7 @@ def _consensus(bases: Sequence[Basis], shares: Sequence[float]) -> _Frame:
     frame = roots[:, None] * leading
     gap = values[..., -rank] - (values[..., -rank - 1] if sum(ranks) > rank else 0)
 
-    rotations = [polar(part)[0] for part in (joint @ frame).split(ranks, dim=-2)]
+    rotations = [polar(part)[0] for part in torch.split(joint @ frame, ranks, dim=-2)]
     change = joint.new_full(joint.shape[:1], torch.inf)
     iterations = 0
     while iterations < _CONSENSUS_ITERATIONS and bool((change > _CONSENSUS_TOLERANCE).any()):
@@ -178,7 +181,7 @@ def _consensus(bases: Sequence[Basis], shares: Sequence[float]) -> _Frame:
         mean = _mean(shares, rotations)
         frame = mean @ _inverse_root(mean.mT @ joint @ mean)
         previous = rotations
-        rotations = [polar(part)[0] for part in (joint @ frame).split(ranks, dim=-2)]
+        rotations = [polar(part)[0] for part in torch.split(joint @ frame, ranks, dim=-2)]
         moved = [(a - b).abs().amax((-2, -1)) for a, b in zip(rotations, previous, strict=True)]
         change = torch.stack(moved).amax(0)
     diagnostics: dict[str, list[Any]] = {
@@ -195,17 +198,30 @@ def _inverse_root(matrix: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     floor = values[..., -1:] * matrix.shape[-1] * torch.finfo(matrix.dtype).eps
     inverse = torch.where(values > floor, values.clamp_min(1e-300).rsqrt(), 0.0)
-    return (vectors * inverse.unsqueeze(-2)) @ vectors.mT
+    root: torch.Tensor = (vectors * inverse.unsqueeze(-2)) @ vectors.mT
+    return root
 
 
-def _warnings(diagnostics: dict[str, list[Any]]) -> list[str]:
-    found = []
-    if any(min(v) < _CLEAR_OVERLAP for k, v in diagnostics.items() if k.endswith("overlap_min")):
-        found.append(
-            "two adapters have directions at right angles, so their alignment is not unique"
-        )
-    if any(min(v) < _CLEAR_GAP for k, v in diagnostics.items() if k.endswith("consensus_gap")):
-        found.append("no clear consensus: the adapters share too little for one common frame")
+def _warnings(diagnostics: dict[str, list[Any]]) -> dict[str, list[int]]:
+    """Return what the user should know, and of which modules."""
+    rules = (
+        (
+            "overlap_min",
+            _CLEAR_OVERLAP,
+            "two adapters have directions at right angles, so their alignment is not unique",
+        ),
+        (
+            "consensus_gap",
+            _CLEAR_GAP,
+            "no clear consensus: the adapters share too little for one common frame",
+        ),
+    )
+    found = {}
+    for suffix, least, text in rules:
+        columns = [column for key, column in diagnostics.items() if key.endswith(suffix)]
+        rows = [row for row, values in enumerate(zip(*columns, strict=True)) if min(values) < least]
+        if rows:
+            found[text] = rows
     return found
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from gam.strategies.base import Strategy
 from gam.updates import Product, Update, block_diagonal
 
@@ -21,8 +19,7 @@ def linear(updates: Sequence[Update], weights: Sequence[float]) -> Product:
         All bases side by side, with a block-diagonal core.
     """
     core = block_diagonal([w * u.core for u, w in zip(updates, weights, strict=True)])
-    identity = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device).expand_as(core)
-    return Product(identity, core, identity)
+    return Product(None, core, None)
 
 
 LINEAR = Strategy(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 
@@ -49,7 +47,7 @@ def ties(
 
     Returns:
         The merge, its rows in ``dtype`` and the same bits however they are asked for, on the
-        device of the updates. Any thread may ask; the first to ask for a module thresholds it.
+        device of the updates. Not to be called from several threads at once.
 
     Raises:
         ValueError: Not one weight per update.
@@ -57,9 +55,10 @@ def ties(
     Source: Yadav et al. 2023, arXiv:2306.01708, section 3 and algorithm 1.
     """
     voters = [(update, w) for update, w in zip(updates, weights, strict=True) if w]
-    modules, d = updates[0].left.factor.shape[:2]
-    shape = d, updates[0].right.factor.shape[1]
-    return Rows(_Merge(voters, shape, density, dtype).rows, modules, shape)
+    modules = len(updates[0].core)
+    left, right = updates[0].left.side, updates[0].right.side
+    shape = left.factors[0][0].shape[0], right.factors[0][0].shape[0]
+    return Rows(_Merge(voters, modules, shape, density, dtype).rows, modules, shape)
 
 
 def kept_entries(density: float, count: int) -> int:
@@ -74,29 +73,8 @@ def kept_entries(density: float, count: int) -> int:
     return max(math.floor(density * count + 0.5), 1) if density else 0
 
 
-@dataclass
-class _Workspace(threading.local):
-    """What one thread has at hand: the factors of one module, and buffers for blocks.
-
-    Attributes:
-        module: The module, -1 for none yet.
-        factors: For each voter left [d, rho], which has the weight, and right [rho, k].
-        buffers: [n + 2, height, k]: a block of entries for each voter, the elected signs,
-            the shares of the voters that agree.
-    """
-
-    module: int = -1
-    factors: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
-    buffers: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def form(self, i: int, first: int, last: int) -> torch.Tensor:
-        """Fill voter i's block with these rows of its weighted update, and return it."""
-        left, right = self.factors[i]
-        return torch.mm(left[first:last], right, out=self.buffers[i, : last - first])
-
-
 class _Merge:
-    """The thresholds of every module, found at its first use, and the entries of the merge.
+    """The thresholds of every module, and the entries of the merge from them.
 
     Entries are formed on a fixed grid of blocks and always in the same buffer of their
     adapter, so that trimming sees the bits that the threshold was found among.
@@ -105,17 +83,22 @@ class _Merge:
     def __init__(
         self,
         voters: Sequence[tuple[Update, float]],
+        modules: int,
         shape: tuple[int, int],
         density: float,
         dtype: torch.dtype,
     ) -> None:
         self._voters = voters
         self._shape = shape
-        self._density = density
-        self._dtype = dtype
         self._height = min(block_rows(shape[1]), shape[0])
-        self._limits: dict[int, list[float]] = {}
-        self._workspace = _Workspace()
+        device = voters[0][0].core.device if voters else None
+        # One block for each voter, one for the elected signs, one for the shares.
+        self._buffers = torch.empty(
+            len(voters) + 2, self._height, shape[1], dtype=dtype, device=device
+        )
+        self._module = -1
+        self._factors: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._limits = [self._find_limits(module, density) for module in range(modules)]
 
     def rows(self, module: int, start: int, stop: int) -> torch.Tensor:
         """Return rows of the merge of one module, [stop - start, k], a new tensor."""
@@ -123,16 +106,16 @@ class _Merge:
         parts = []
         for first in range(start - start % self._height, stop, self._height):
             last = min(first + self._height, self._shape[0])
-            block = self._merge(self._limits[module], first, last)
+            block = self._merge(first, last)
             parts.append(block[max(start - first, 0) : stop - first])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _merge(self, limits: Sequence[float], first: int, last: int) -> torch.Tensor:
+    def _merge(self, first: int, last: int) -> torch.Tensor:
         """Return the rows of one block of the grid, [last - first, k], a new tensor."""
-        *votes, sign, share = self._workspace.buffers[:, : last - first]
+        *votes, sign, share = self._buffers[:, : last - first]
         sign.zero_()
-        for i, (vote, limit) in enumerate(zip(votes, limits, strict=True)):
-            self._workspace.form(i, first, last)
+        for i, (vote, limit) in enumerate(zip(votes, self._limits[self._module], strict=True)):
+            self._form(i, first, last)
             sign += torch.hardshrink(vote, limit, out=vote)
         sign.sign_()
         merged = torch.zeros_like(sign)
@@ -146,43 +129,39 @@ class _Merge:
         share.clamp_min_(min(abs(weight) for _, weight in self._voters))
         return merged.div_(share).mul_(sign)
 
+    def _find_limits(self, module: int, density: float) -> list[float]:
+        """Return for each voter the largest float below every magnitude that it keeps."""
+        if density == 1:
+            return [0.0] * len(self._voters)
+        keep = kept_entries(density, math.prod(self._shape))
+        self._select(module)
+        limits = []
+        for i, factors in enumerate(self._factors):
+            threshold = math.inf
+            if keep:
+                form = functools.partial(self._form, i)
+                sample = functools.partial(_sample, *factors)
+                threshold = kth_magnitude(form, self._shape, keep, sample=sample)
+            ends = torch.tensor([threshold, 0.0], dtype=self._buffers.dtype)
+            limits.append(float(torch.nextafter(ends[0], ends[1])))
+        return limits
+
+    def _form(self, i: int, first: int, last: int) -> torch.Tensor:
+        """Fill voter i's buffer with these rows of its weighted update, and return them."""
+        left, right = self._factors[i]
+        return torch.mm(left[first:last], right, out=self._buffers[i, : last - first])
+
     def _select(self, module: int) -> None:
-        """Make the workspace that of ``module``, and know its limits."""
-        space = self._workspace
-        if module != space.module:
-            space.module = module
-            space.factors = [self._cast(update, weight, module) for update, weight in self._voters]
-        if len(space.buffers) == 0:
-            space.buffers = torch.empty(
-                len(self._voters) + 2,
-                self._height,
-                self._shape[1],
-                dtype=self._dtype,
-                device=space.factors[0][0].device if space.factors else None,
-            )
-        if module not in self._limits:
-            self._limits[module] = [self._find_limit(i) for i in range(len(self._voters))]
-
-    def _cast(
-        self, update: Update, weight: float, module: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        left = update.left.factor[module] @ update.left.gauge[module]
-        right = update.right.factor[module] @ update.right.gauge[module]
-        left = left @ (update.core[module] * weight)
-        return left.to(self._dtype), right.mT.to(self._dtype).contiguous()
-
-    def _find_limit(self, i: int) -> float:
-        """Return the largest float below every magnitude of voter i that is kept."""
-        if self._density == 1:
-            return 0.0
-        keep = kept_entries(self._density, math.prod(self._shape))
-        threshold = math.inf
-        if keep:
-            form = functools.partial(self._workspace.form, i)
-            sample = functools.partial(_sample, *self._workspace.factors[i])
-            threshold = kth_magnitude(form, self._shape, keep, sample=sample)
-        ends = torch.tensor([threshold, 0.0], dtype=self._dtype)
-        return float(torch.nextafter(ends[0], ends[1]))
+        """Set the voters' factors, left [d, rho] with the weight and right [rho, k]."""
+        if module == self._module:
+            return
+        dtype = self._buffers.dtype
+        self._module = module
+        self._factors = []
+        for update, weight in self._voters:
+            left = update.left.dense(module) @ (update.core[module] * weight)
+            right = update.right.dense(module)
+            self._factors.append((left.to(dtype), right.mT.to(dtype).contiguous()))
 
 
 def _sample(left: torch.Tensor, right: torch.Tensor, n: int) -> torch.Tensor:

@@ -27,16 +27,18 @@ def orthonormalize_gram(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor,
     Source: van der Sluis 1969, doi:10.1007/BF02165096 (scaling); Yamamoto et al. 2015 (the
         error of CholeskyQR).
     """
+    tiny = torch.finfo(gram.dtype).tiny
     lengths = torch.diagonal(gram, dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    scaled = gram / lengths.unsqueeze(-1) / lengths.unsqueeze(-2)
+    inverse_lengths = lengths.clamp_min(tiny).reciprocal().unsqueeze(-1)
+    scaled = gram * inverse_lengths * inverse_lengths.mT
+    lower, info = torch.linalg.cholesky_ex(scaled)
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    lower, info = torch.linalg.cholesky_ex(torch.nan_to_num(scaled, nan=0.0))
-    failed = (info > 0) | (lengths == 0).any(-1)
-    lower = torch.where(failed[..., None, None], identity, lower)
+    failed = info > 0
+    if bool(failed.any()):
+        lower[failed] = identity
     inverse_lower = torch.linalg.solve_triangular(lower, identity, upper=False)
-    condition = torch.where(failed, torch.inf, torch.linalg.matrix_norm(inverse_lower))
-    gauge = inverse_lower.mT / lengths.clamp_min(torch.finfo(gram.dtype).tiny).unsqueeze(-1)
-    return gauge, lower.mT * lengths.unsqueeze(-2), condition
+    condition = torch.linalg.matrix_norm(inverse_lower).masked_fill(failed, torch.inf)
+    return inverse_lower.mT * inverse_lengths, lower.mT * lengths.unsqueeze(-2), condition
 
 
 def orthonormalize(factor: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -207,7 +207,7 @@ def test_consensus_reports_and_warns():
     near = gam(updates_of(overlapping((30, 24, 3), 1, 0.9)), [1 / 3] * 3, reference="consensus")
     assert near.diagnostics["left_consensus_iterations"][0] < 50
     assert near.diagnostics["right_consensus_change"][0] < 1e-9
-    assert near.warnings == []
+    assert near.warnings == {}
     far = gam(updates_of(many((200, 200, 3), 1)), [1 / 3] * 3, reference="consensus")
     assert any("no clear consensus" in text for text in far.warnings)
 

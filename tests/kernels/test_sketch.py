@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gam_kernels.select import block_rows
-from gam_kernels.sketch import low_rank, low_rank_each
+from gam_kernels.sketch import low_rank
 
 
 def run(matrix, rank, **options):
@@ -163,33 +163,6 @@ def test_is_deterministic_and_leaves_the_global_seed_alone():
     assert torch.equal(first[1], second[1])
     torch.manual_seed(1)
     assert torch.equal(state, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("dense_bytes", [2**30, 4 * 90 * 80 * 2, 1])
-def test_each_matrix_of_a_batch(dense_bytes):
-    matrices, starts = zip(*(noisy(90, 80, 5) for _ in range(5)), strict=True)
-    threads = torch.get_num_threads()
-    results = low_rank_each(
-        lambda module, a, b: matrices[module][a:b],
-        5,
-        (90, 80),
-        6,
-        start=starts.__getitem__,
-        dense_bytes=dense_bytes,
-    )
-    assert torch.get_num_threads() == threads
-    for matrix, start, (left, right, squared_norm) in zip(matrices, starts, results, strict=True):
-        expected = run(matrix, 6, start=start)
-        assert squared_norm == pytest.approx(expected[2], rel=1e-12)
-        torch.testing.assert_close(left @ right.mT, expected[0] @ expected[1].mT)
-
-
-def test_an_error_in_a_batch_is_raised():
-    threads = torch.get_num_threads()
-    with pytest.raises(ValueError, match="expected both to be at least 1"):
-        low_rank_each(lambda module, a, b: torch.zeros(b - a, 3), 2, (4, 3), 0)
-    assert torch.get_num_threads() == threads
-    assert low_rank_each(lambda module, a, b: torch.zeros(b - a, 3), 0, (4, 3), 1) == []
 
 
 @pytest.mark.parametrize(
