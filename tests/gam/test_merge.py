@@ -6,11 +6,13 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from updates_support import dense, factors
+from updates_support import dense, factors, formed
 
 from gam.adapter import Adapter, LowRank
 from gam.errors import AdapterError, OptionError
 from gam.merge import execute, merge_adapters, plan_merge
+from gam.strategies.gam import gam
+from gam.updates import from_factors
 
 SHAPES = {"layers.0.q": (24, 20), "layers.0.v": (12, 20), "layers.1.q": (24, 20)}
 
@@ -78,6 +80,42 @@ def test_half_precision_costs_only_its_rounding(dtype):
         assert error < 2 * torch.finfo(dtype).eps
     reported = merged.report.rounding_error
     assert 0.1 * torch.finfo(dtype).eps < reported < torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("method", ["gam", "linear"])
+@pytest.mark.parametrize("cond", [1, 10, 30, 100, 1e3, 1e6], ids=lambda c: f"{c:g}")
+@pytest.mark.parametrize("same_a", [False, True])
+def test_half_precision_is_accurate_for_any_conditioning(same_a, cond, method):
+    """Float32 serves what is well conditioned; the error must stay far below bfloat16's."""
+    shared = factors(300, 240, 8, seed=9, dtype=torch.bfloat16)[1]
+    adapters = []
+    for seed in range(3):
+        b, a = factors(300, 240, 8, seed=seed, cond_b=cond, dtype=torch.bfloat16)
+        adapters.append(Adapter({"w": LowRank(shared if same_a else a, b, 2.0)}, {}, str(seed)))
+    merged = merge_adapters(adapters, method=method, rank="sum")
+    found = deltas(adapters, "w")
+    expected = oracle.gam(found) if method == "gam" else oracle.linear(found, [1 / 3] * 3)
+    error = oracle.relative_error(result(merged, "w"), expected)
+    assert error < 1.1 * merged.report.rounding_error + 1e-4
+
+
+@pytest.mark.parametrize("cond", [1, 10, 30, 100, 300], ids=lambda c: f"{c:g}")
+def test_float32_is_taken_only_where_it_is_enough(cond):
+    pairs = [
+        factors(500, 400, 16, seed=seed, cond_b=cond, cond_a=cond, dtype=torch.bfloat16)
+        for seed in range(3)
+    ]
+    names, b, a = "012", [[b for b, _ in pairs]], [[a for _, a in pairs]]
+    scales = torch.ones(1, 3, dtype=torch.float64)
+    updates, careful = from_factors(names, b, a, scales, torch.float32)
+    assert cond != 300 or careful == [0]
+    assert cond > 30 or careful == []
+    if updates:
+        left, right = updates[0].left.side, updates[0].right.side
+        product = gam(updates, [1 / 3] * 3)
+        merged = formed(left, product.left) @ product.core[0] @ formed(right, product.right).mT
+        expected = oracle.gam([dense(*pair) for pair in pairs])
+        assert oracle.relative_error(merged.numpy(), expected) < 1e-4
 
 
 def test_auto_dtype_is_the_widest_of_the_inputs():

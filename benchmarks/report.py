@@ -1,0 +1,71 @@
+"""Print the README's performance table from results.jsonl; `--write` puts it into the README."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- benchmark table -->\n", "<!-- end of benchmark table -->\n"
+
+
+def table(lines: list[str]) -> str:
+    """Return the table of the newest record of each measurement, in Markdown."""
+    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in lines:
+        record = json.loads(line)
+        newest[_case(record), record["impl"], record["metric"]] = record
+    cases = list(dict.fromkeys(case for case, _, _ in newest))
+    rows = [
+        "| adapters | method | CPU time | over the I/O floor | wall time | peak memory |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for case in cases:
+        impls = list(dict.fromkeys(impl for c, impl, _ in newest if c == case))
+        floor = newest.get((case, "floor", "cpu_s"))
+        for impl in impls:
+            cpu, wall, peak = (
+                newest.get((case, impl, metric)) for metric in ("cpu_s", "wall_s", "peak_bytes")
+            )
+            assert cpu is not None
+            assert wall is not None
+            ratio = f"{cpu['p50'] / floor['p50']:.1f}" if floor and impl != "floor" else ""
+            memory = f"{peak['p50'] / 2**20:.0f} MiB" if peak else ""
+            name = "I/O floor" if impl == "floor" else impl
+            rows.append(
+                f"| {_words(case)} | {name} | {cpu['p50']:.2f} s | {ratio} "
+                f"| {wall['p50']:.2f} s | {memory} |"
+            )
+    machines = sorted(
+        {f"{r['cpu']}, {r['cores']} cores, torch {r['torch']}" for r in newest.values()}
+    )
+    return "\n".join(rows) + "\n\nMedians. Measured on: " + "; ".join(machines) + ".\n"
+
+
+def _case(record: dict[str, Any]) -> tuple[Any, ...]:
+    shape = record["shape"]
+    return shape["model"], shape["rank"], shape["adapters"], shape.get("layers")
+
+
+def _words(case: tuple[Any, ...]) -> str:
+    model, rank, count, layers = case
+    part = f", {layers} layer only" if layers else ""
+    return f"{count} of {model}, rank {rank}{part}"
+
+
+def main() -> None:
+    """Print the table, or put it between the README's two markers."""
+    text = table((HERE / "results.jsonl").read_text().splitlines())
+    if sys.argv[1:] != ["--write"]:
+        print(text)
+        return
+    head, _, rest = README.read_text().partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    README.write_text(head + BEGIN + text + END + tail)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Measure whole merges against the I/O floor, and append what was measured to results.jsonl.
+
+    python benchmarks/run.py --model qwen3-8b --rank 16 --rank 64 --method gam --method linear
+    python benchmarks/run.py --peft svd --rank 16
+
+Every merge is checked against the paper's algorithm on dense float64 matrices first. Nothing is
+written where the check fails, or where the checkout has changes that are not committed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import literal
+import torch
+from inputs import make_adapters
+from models import MODELS, modules
+
+from gam import Adapter, load_adapter
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.jsonl"
+# Rounding of the output, and with room for what half-precision inputs allow the fast path.
+_BOUND = {"bfloat16": 4e-3}
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default="qwen3-8b")
+    parser.add_argument("--rank", type=int, action="append")
+    parser.add_argument("--method", action="append", choices=["gam", "linear", "ties"])
+    parser.add_argument("--adapters", type=int, action="append")
+    parser.add_argument("--peft", choices=["svd", "ties_svd"], help="time PEFT on one layer")
+    parser.add_argument("--runs", type=int, default=5, help="counted runs, after one more")
+    parser.add_argument("--inputs", type=Path, help="folder that keeps the inputs")
+    parser.add_argument("--dry", action="store_true", help="print the records; write nothing")
+    options = parser.parse_args()
+    if not options.dry and _git("status", "--porcelain", "--untracked-files=no"):
+        sys.exit("the checkout has changes that are not committed; commit them or pass --dry")
+    with tempfile.TemporaryDirectory() as scratch:
+        for rank in options.rank or [16]:
+            for count in options.adapters or [3]:
+                root = options.inputs or Path(scratch)
+                shape = {"model": options.model, "rank": rank, "adapters": count}
+                if options.peft:
+                    records = measure_peft(shape, options.peft)
+                else:
+                    methods = options.method or ["gam", "linear"]
+                    records = measure(shape, methods, options.runs, root, Path(scratch))
+                for record in records:
+                    text = json.dumps(_describe(record))
+                    print(text)
+                    if not options.dry:
+                        with RESULTS.open("a") as file:
+                            file.write(text + "\n")
+
+
+def measure(
+    shape: dict[str, Any], methods: list[str], runs: int, root: Path, scratch: Path
+) -> list[dict[str, Any]]:
+    """Return records of the floor and of each method, their runs taken in turn."""
+    folders = make_adapters(root, shape["model"], shape["rank"], shape["adapters"])
+    files = [str(folder / "adapter_model.safetensors") for folder in folders]
+    out = scratch / "out"
+    commands = {
+        "floor": [sys.executable, str(HERE / "floor.py"), str(scratch / "floor"), *files]
+    } | {
+        method: ["gam-merge", *map(str, folders), "-o", str(out), "--method", method, "--quiet"]
+        for method in methods
+    }
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
+    errors = {}
+    for run in range(runs + 1):
+        for name, command in commands.items():
+            shutil.rmtree(out, ignore_errors=True)
+            usage = _spawn(command)
+            if run:  # the first run warms the disk cache
+                found[name].append(usage)
+            elif name != "floor":
+                errors[name] = check(folders, out, name, shape)
+    return [
+        {
+            "op": "merge",
+            "impl": name,
+            "shape": shape,
+            "dtype": "bfloat16",
+            "metric": metric,
+            "unit": metric.rsplit("_", 1)[1],
+            **_quantiles([usage[metric] for usage in usages]),
+            "err_fp64": errors.get(name),
+        }
+        for name, usages in found.items()
+        for metric in ("cpu_s", "wall_s", "peak_bytes")
+    ]
+
+
+def check(folders: list[Path], out: Path, method: str, shape: dict[str, Any]) -> float | None:
+    """Return the relative error of the smallest module against the dense algorithm."""
+    if method == "ties":
+        return None  # far from low rank: its tests compare it with the dense algorithm
+    name = min(modules(shape["model"]), key=lambda key: sum(modules(shape["model"])[key]))
+    updates = [adapter.modules[name] for adapter in map(load_adapter, folders)]
+    deltas = [update.scale * update.lora_b.double() @ update.lora_a.double() for update in updates]
+    expected = getattr(literal, method)(deltas, shape["rank"])
+    merged: Adapter = load_adapter(out)
+    update = merged.modules[name]
+    result = update.lora_b.double() @ update.lora_a.double()
+    error = float((result - expected).norm() / expected.norm())
+    bound = _BOUND[str(update.lora_b.dtype).removeprefix("torch.")]
+    if not error < bound:
+        sys.exit(f"{method}: module {name} is off by {error:.1e}, expected below {bound:.1e}")
+    return error
+
+
+def measure_peft(shape: dict[str, Any], combination: str) -> list[dict[str, Any]]:
+    """Return records of PEFT's own merge of one layer; one run, it takes minutes."""
+    command = [sys.executable, str(HERE / "peft_layer.py"), shape["model"]]
+    command += [str(shape["rank"]), str(shape["adapters"]), combination]
+    seconds = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return [
+        {
+            "op": "merge",
+            "impl": f"peft {seconds['peft']} add_weighted_adapter {combination}",
+            "shape": {**shape, "layers": 1},
+            "dtype": "float32",
+            "metric": metric,
+            "unit": "s",
+            **_quantiles([seconds[metric]]),
+            "err_fp64": None,
+        }
+        for metric in ("cpu_s", "wall_s")
+    ]
+
+
+def _spawn(command: list[str]) -> dict[str, float]:
+    """Run a command to its end and return what the operating system accounts to it."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    complaint = process.stderr.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{command[0]} failed: {complaint}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "wall_s": wall,
+        "peak_bytes": usage.ru_maxrss * unit,
+    }
+
+
+def _quantiles(values: list[float]) -> dict[str, Any]:
+    if len(values) == 1:
+        return {"p20": values[0], "p50": values[0], "p80": values[0], "n": 1}
+    cuts = statistics.quantiles(values, n=10, method="inclusive")
+    return {"p20": cuts[1], "p50": cuts[4], "p80": cuts[7], "n": len(values)}
+
+
+def _describe(record: dict[str, Any]) -> dict[str, Any]:
+    """Add what ran it, and where."""
+    return {
+        **{key: round(v, 4) if isinstance(v, float) else v for key, v in record.items()},
+        "err_fp64": record["err_fp64"],
+        "commit": _git("rev-parse", "HEAD"),
+        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "command": " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+    }
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return found[0] if found else platform.processor()
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(
+        ["git", *words], cwd=HERE, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
