@@ -146,7 +146,7 @@ class Adapter:
         Raises:
             OutputError: The folder exists, is an input of this adapter, or cannot be written.
         """
-        from gam.io import write_adapter
+        from gam.write import write_adapter
 
         return write_adapter(self, path, overwrite=overwrite)
 

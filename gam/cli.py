@@ -18,7 +18,7 @@ from gam.errors import GamError, OptionError
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter
-    from gam.merge import Plan
+    from gam.plan import Plan
     from gam.strategies.base import Param
 
 # Parameters of methods that have a flag of their own; the others go through -p.
@@ -243,8 +243,10 @@ def main(
     flags = {"reference": reference, "density": density}
     params = _parameters(flags, parameters, taken=options)
 
-    from gam.io import REPORT_NAME, check_output
-    from gam.merge import execute, plan_merge
+    from gam.files import REPORT_NAME
+    from gam.merge import execute
+    from gam.plan import plan_merge
+    from gam.write import check_output
 
     if output is not None:
         check_output(output, overwrite=overwrite, inputs=adapters)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+# What the user is warned of.
+_LOW_ENERGY = 0.99
+_VANISHED = 0.05
+_SHRUNK = 0.5
+_COARSE = 0.01
 
 
 @dataclass(frozen=True)
@@ -66,3 +73,92 @@ class MergeReport:
     energy_kept: float
     rounding_error: float
     warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Squares and inner products of one module, or of all modules together.
+
+    Attributes:
+        squares: Adapter label to the squared norm of its update.
+        products: Adapter label to its inner product with the merged update.
+        merged: Squared norm of the merged update, as written.
+        exact: That of the exact result of the method.
+        rounding: That of the change from rounding to the output dtype.
+    """
+
+    squares: Mapping[str, float] = field(default_factory=dict)
+    products: Mapping[str, float] = field(default_factory=dict)
+    merged: float = 0.0
+    exact: float = 0.0
+    rounding: float = 0.0
+
+    @classmethod
+    def total(cls, tallies: Sequence[Tally], names: Sequence[str]) -> Tally:
+        """Return the sum over modules."""
+        return cls(
+            squares={n: math.fsum(t.squares.get(n, 0.0) for t in tallies) for n in names},
+            products={n: math.fsum(t.products.get(n, 0.0) for t in tallies) for n in names},
+            merged=math.fsum(t.merged for t in tallies),
+            exact=math.fsum(t.exact for t in tallies),
+            rounding=math.fsum(t.rounding for t in tallies),
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """Return what the two reports have in common, by the names of their fields."""
+        norms = [math.sqrt(square) for square in self.squares.values()]
+        size = math.sqrt(self.merged)
+        return {
+            "norm_ratio": _ratio(size * len(norms), sum(norms)),
+            "cosines": {
+                name: _ratio(self.products[name], math.sqrt(square) * size)
+                for name, square in self.squares.items()
+            },
+            "energy_kept": _ratio(self.merged, self.exact),
+            "rounding_error": _ratio(math.sqrt(self.rounding), size),
+        }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else math.nan
+
+
+def findings(report: MergeReport) -> Iterator[str]:
+    """Yield what the user should know of the result."""
+    if report.energy_kept < _LOW_ENERGY:
+        yield (
+            f"the output rank keeps {report.energy_kept:.1%} of the merged update's energy; "
+            "--rank energy=0.99 or --rank sum keeps more"
+        )
+    for name, cosine in report.cosines.items():
+        if math.isnan(cosine):
+            yield f"adapter {name!r} is zero in every module, or the merged update is"
+        elif abs(cosine) < _VANISHED:
+            yield (
+                f"adapter {name!r} has all but vanished from the result "
+                f"(cosine {cosine:.3f}); compare the sizes of the inputs and their weights"
+            )
+    if report.norm_ratio < _SHRUNK:
+        yield (
+            f"the merged update has {report.norm_ratio:.2f} of the mean size of its inputs; "
+            f"--scale {report.options['scale'] / report.norm_ratio:.2g} would restore it"
+        )
+    if report.rounding_error > _COARSE:
+        yield (
+            f"writing in {report.dtype} changed the merged update by "
+            f"{report.rounding_error:.1%}; --dtype float32 avoids that"
+        )
+    partly = sum(len(module.ranks) < len(report.inputs) for module in report.modules)
+    if partly:
+        rule = report.options["missing"]
+        meaning = "counts as zero there" if rule == "zero" else "is left out of the weights there"
+        yield (
+            f"{partly} of {len(report.modules)} modules are held by only some of the adapters; "
+            f"one that lacks a module {meaning} (--missing)"
+        )
+
+
+def located(text: str, modules: Sequence[str]) -> str:
+    """Return a warning with the first of the modules that it is about."""
+    more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
+    return f"{text} (in {modules[0]}{more})"

@@ -68,11 +68,13 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("gam.adapter", ("safetensors", "gam_kernels", "gam.io", "gam.strategies")),
+        ("gam.adapter", ("safetensors", "gam_kernels", "gam.read", "gam.strategies")),
         ("gam.report", ("torch", "safetensors", "gam_kernels")),
-        ("gam.card", ("torch", "safetensors", "gam_kernels", "gam.io", "gam.strategies")),
-        ("gam.io", ("gam_kernels", "gam.strategies", "gam.merge", "gam.card")),
-        ("gam.strategies", ("safetensors", "gam.adapter", "gam.io", "gam.merge", "gam.card")),
+        ("gam.card", ("torch", "safetensors", "gam_kernels", "gam.strategies")),
+        ("gam.read", ("gam_kernels", "gam.strategies", "gam.write", "gam.card")),
+        ("gam.write", ("safetensors", "gam_kernels", "gam.strategies", "gam.read", "gam.card")),
+        ("gam.strategies", ("safetensors", "gam.adapter", "gam.read", "gam.plan", "gam.card")),
+        ("gam.plan", ("gam.write", "gam.merge", "gam.card")),
         ("gam.merge", ("gam.card",)),
     ],
 )

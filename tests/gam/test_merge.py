@@ -10,7 +10,8 @@ from updates_support import dense, factors, formed
 
 from gam.adapter import Adapter, LowRank
 from gam.errors import AdapterError, OptionError
-from gam.merge import execute, merge_adapters, plan_merge
+from gam.merge import execute, merge_adapters
+from gam.plan import plan_merge
 from gam.strategies.gam import gam
 from gam.updates import from_factors
 

@@ -24,7 +24,7 @@ from support import (
 )
 
 from gam.errors import AdapterError
-from gam.io import read_adapter
+from gam.read import read_adapter
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"

@@ -1,20 +1,15 @@
-"""Reading LoRA adapters from disk, and writing one: complete or absent."""
+"""Reading LoRA adapters from disk, fully checked."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import errno
 import hashlib
 import json
 import math
 import os
 import pickle
 import re
-import secrets
-import shutil
-import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gam.adapter import PREFIX, Adapter, LowRank, Source
-from gam.config import CONFIG_NAME, check_config, output_config, resolve_scaling
-from gam.errors import AdapterError, GamError, OptionError, OutputError
+from gam.config import CONFIG_NAME, check_config, resolve_scaling
+from gam.errors import AdapterError, OptionError
+from gam.files import DTYPES, PICKLE_NAME, WEIGHTS_NAME, one_line
 
-WEIGHTS_NAME = "adapter_model.safetensors"
-REPORT_NAME = "gam_merge.json"
-CARD_NAME = "README.md"
-_PICKLE_NAME = "adapter_model.bin"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 _SUFFIXES = (".safetensors", *_PICKLE_SUFFIXES)
-_OWN_FILES = frozenset({WEIGHTS_NAME, _PICKLE_NAME, CONFIG_NAME, REPORT_NAME, CARD_NAME})
-
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 _ALPHA = re.compile(r"(?P<module>.+)\.alpha")
 _CONVERT = "Convert the file to PEFT's format first"
@@ -69,12 +59,6 @@ _FOREIGN = (  # first match wins
         "Train it without modules_to_save, or save it with save_embedding_layers=False",
     ),
 )
-_CODES = {  # the dtypes of an adapter, as safetensors calls them
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-}
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -157,104 +141,12 @@ def default_name(path: str | os.PathLike[str]) -> str:
         return place.name if place.name not in ("", "..") else place.resolve().name
 
 
-def check_output(
-    path: str | os.PathLike[str],
-    overwrite: bool = False,
-    inputs: Iterable[str | os.PathLike[str]] = (),
-) -> Path:
-    """Check that an adapter may be written to a folder; changes nothing on disk.
-
-    A link is followed: what it points to is what would be written. An existing folder may
-    be replaced only where everything in it is a file of an adapter, and an input never,
-    since its tensors are mapped from there.
-
-    Args:
-        path: The folder to write.
-        overwrite: Allow an adapter folder that is already there.
-        inputs: Folders or files that are being read.
-
-    Returns:
-        The folder as an absolute path without links.
-
-    Raises:
-        OutputError: Writing there would fail or destroy something.
-    """
-    where = os.fspath(path)
-    with _writing(where):
-        final = Path(path).resolve()
-        if not where or not final.name or Path.cwd().is_relative_to(final):
-            raise OutputError(f"output {where!r}: expected the name of a folder to write.")
-        for source in inputs:
-            if _holds(final, Path(source)):
-                raise OutputError(
-                    f"output {where!r}: this folder holds the input {os.fspath(source)!r}, which "
-                    "is read while the result is written. Choose another output folder."
-                )
-        if final.exists():
-            _check_replaceable(final, where, overwrite)
-        else:
-            _check_parent(final, where)
-    return final
-
-
-def write_adapter(
-    adapter: Adapter, path: str | os.PathLike[str], *, overwrite: bool = False
-) -> Path:
-    """Write an adapter as a PEFT folder with scaling 1; the folder is complete or absent.
-
-    ``adapter_model.safetensors``, ``adapter_config.json`` and, for the result of a merge,
-    ``gam_merge.json`` and ``README.md``. The same adapter always gives the same bytes. They
-    go to a hidden folder beside ``path``, are flushed to the disk, and are then renamed. An
-    old folder survives until the new one is complete.
-
-    Args:
-        adapter: At least one module. Its config is rewritten to describe the tensors.
-        path: The folder to write; its parents are created.
-        overwrite: Replace an adapter folder that is already there.
-
-    Returns:
-        The folder as an absolute path without links.
-
-    Raises:
-        OutputError: As in `check_output`; or there are no modules, a scaled factor
-            overflows its dtype, or the disk is full.
-    """
-    where = os.fspath(path)
-    if not adapter.modules:
-        raise OutputError(f"output {where!r}: adapter {adapter.name!r} has no modules to write.")
-    final = check_output(path, overwrite=overwrite, inputs=_inputs(adapter))
-    tensors = adapter.state_dict()
-    documents = _documents(adapter)
-    token = secrets.token_hex(4)
-    temporary = final.with_name(f".{final.name}.{token}.tmp")
-    with _writing(where):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.mkdir()
-            _write_tensors(tensors, temporary / WEIGHTS_NAME)
-            for name, text in documents.items():
-                _write_file(temporary / name, [text.encode()])
-            _sync_folder(temporary)
-            if overwrite and final.exists():
-                _replace(temporary, final, final.with_name(f".{final.name}.{token}.old"))
-            else:
-                temporary.rename(final)  # fails if something has appeared there meanwhile
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        _sync_folder(final.parent)
-    return final
-
-
-# --- reading: where the files are -----------------------------------------------------
-
-
 @contextlib.contextmanager
 def _reading(where: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or _one_line(error)
+        reason = error.strerror or one_line(error)
         file = f" {os.fspath(error.filename)!r}" if error.filename else ""
         raise AdapterError(
             f"adapter {where!r}: cannot read{file}: {reason}. Check the path and its permissions."
@@ -266,7 +158,7 @@ def _locate(path: Path, where: str, allow_pickle: bool) -> Path:
     if path.is_dir():
         weights = path / WEIGHTS_NAME
         if not weights.exists():
-            weights = path / _PICKLE_NAME
+            weights = path / PICKLE_NAME
         if not weights.exists():
             raise AdapterError(f"adapter {where!r}: {_describe_missing(path)}")
     elif path.exists():
@@ -311,9 +203,6 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-# --- reading: what the files say ------------------------------------------------------
-
-
 def _read_config(path: Path, where: str) -> dict[str, Any]:
     config = _parse_object(path.read_bytes(), CONFIG_NAME, where)
     check_config(config, where)
@@ -329,7 +218,7 @@ def _parse_object(data: str | bytes, what: str, where: str) -> dict[str, Any]:
         ) from None
     except (ValueError, RecursionError) as error:
         raise AdapterError(
-            f"adapter {where!r}: {what} is not JSON ({_one_line(error)}). Save it again with PEFT."
+            f"adapter {where!r}: {what} is not JSON ({one_line(error)}). Save it again with PEFT."
         ) from None
     if not isinstance(value, dict):
         raise AdapterError(
@@ -349,7 +238,7 @@ def _load(weights: Path, where: str) -> tuple[dict[str, torch.Tensor], dict[str,
     except (SafetensorError, ValueError) as error:
         with weights.open("rb") as file:
             pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
-        reason = "it is a Git LFS pointer" if pointer else _one_line(error)
+        reason = "it is a Git LFS pointer" if pointer else one_line(error)
         remedy = "Run `git lfs pull`" if pointer else "Download or save it again"
         raise AdapterError(
             f"adapter {where!r}: {weights.name!r} is not a complete safetensors file: "
@@ -472,7 +361,7 @@ def _check_factor(side: str, tensor: torch.Tensor, label: str) -> None:
             f"{label}: {side} is {shape}, expected a matrix. Save it again: under DeepSpeed or "
             "FSDP, gather the parameters first."
         )
-    if tensor.dtype not in _CODES:
+    if tensor.dtype not in DTYPES:
         dtype = str(tensor.dtype).removeprefix("torch.")
         raise AdapterError(
             f"{label}: {side} has dtype {dtype}, expected float32, bfloat16, float16 or float64. "
@@ -583,170 +472,3 @@ def _metadata_configs(metadata: Mapping[str, str], where: str) -> dict[str, Mapp
                 )
             return {"": {"lora_alpha": number}}
     return {}
-
-
-# --- writing: what is written ---------------------------------------------------------
-
-
-def _documents(adapter: Adapter) -> dict[str, str]:
-    """Return name -> text of every file but the weights."""
-    ranks = {module: update.rank for module, update in adapter.modules.items()}
-    config = output_config(ranks, [adapter.config])
-    documents = {CONFIG_NAME: json.dumps(config, indent=2, sort_keys=True) + "\n"}
-    if adapter.report is not None:
-        from gam import __version__
-        from gam.card import model_card
-
-        record = {"gam_merge": __version__, **_plain(adapter.report)}
-        documents[REPORT_NAME] = json.dumps(record, indent=2, allow_nan=False) + "\n"
-        documents[CARD_NAME] = model_card(adapter)
-    return documents
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it; NaN and infinity become null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return {field.name: _plain(getattr(value, field.name)) for field in fields}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, torch.Tensor):
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
-
-
-def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file, the bytes that `safetensors.torch.save_file` writes.
-
-    Done here because that function copies all tensors first (safetensors 0.4), creates the
-    file readable by its owner only (0.8), and reports a full disk without the error code.
-    """
-    # Wide dtypes first, which keeps every tensor aligned.
-    keys = sorted(tensors, key=lambda key: (-tensors[key].element_size(), key))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    start = 0
-    for key in keys:
-        tensor = tensors[key]
-        if tensor.dtype not in _CODES:
-            raise OutputError(f"tensor {key!r}: {tensor.dtype} is no dtype of an adapter. Cast it.")
-        stop = start + tensor.numel() * tensor.element_size()
-        header[key] = {
-            "dtype": _CODES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, stop],
-        }
-        start = stop
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    blocks = (_raw_bytes(tensors[key]) for key in keys)
-    _write_file(path, [struct.pack("<Q", len(text)), text], blocks)
-
-
-def _raw_bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
-
-
-# --- writing: how it gets there -------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _writing(where: str) -> Iterator[None]:
-    try:
-        yield
-    except GamError:
-        raise
-    except (OSError, RuntimeError, ValueError) as error:  # also loops of links, NUL in a path
-        code = error.errno if isinstance(error, OSError) else None
-        reason = error.strerror if isinstance(error, OSError) else None
-        remedy = "Choose another place"
-        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = "Free some space or choose another place"
-        raise OutputError(
-            f"output {where!r}: cannot write: {reason or _one_line(error)}. {remedy}."
-        ) from error
-
-
-def _holds(final: Path, source: Path) -> bool:
-    """Tell whether an input is this folder or lies in it, with or without following links."""
-    places = (source.resolve(), source.parent.resolve() / source.name)
-    return any(place.is_relative_to(final) for place in places)
-
-
-def _check_replaceable(final: Path, where: str, overwrite: bool) -> None:
-    if not final.is_dir():
-        raise OutputError(f"output {where!r}: a file is there. Choose another output folder.")
-    if not overwrite:
-        raise OutputError(
-            f"output {where!r}: the folder exists. Pass --overwrite, or choose another one."
-        )
-    names = {entry.name for entry in os.scandir(final) if not entry.is_dir(follow_symlinks=False)}
-    other = sorted({entry.name for entry in os.scandir(final)} - (names & _OWN_FILES))
-    if other or (names and CONFIG_NAME not in names):
-        found = f"it holds {other[0]!r}" if other else f"it has no {CONFIG_NAME}"
-        raise OutputError(
-            f"output {where!r}: the folder exists and is not just an adapter: {found}. "
-            "Choose another output folder."
-        )
-    _check_parent(final, where)
-
-
-def _check_parent(final: Path, where: str) -> None:
-    parent = next(folder for folder in final.parents if folder.exists())
-    if not parent.is_dir():
-        raise OutputError(
-            f"output {where!r}: {os.fspath(parent)!r} is a file. Choose another output folder."
-        )
-    effective = os.access in os.supports_effective_ids
-    if not os.access(parent, os.W_OK | os.X_OK, effective_ids=effective):
-        raise OutputError(
-            f"output {where!r}: no permission to write in {os.fspath(parent)!r}. "
-            "Choose another output folder."
-        )
-
-
-def _inputs(adapter: Adapter) -> list[str]:
-    """Return the files that an adapter may still be reading."""
-    records = adapter.report.inputs if adapter.report is not None else ()
-    paths = [str(record["source"]) for record in records if record.get("source")]
-    return paths + ([str(adapter.source.path)] if adapter.source is not None else [])
-
-
-def _write_file(path: Path, head: Iterable[bytes], blocks: Iterable[memoryview] = ()) -> None:
-    """Write a new file and flush it to the disk."""
-    with path.open("xb") as file:
-        for data in head:
-            file.write(data)
-        for block in blocks:
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows cannot flush a folder
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _replace(temporary: Path, final: Path, aside: Path) -> None:
-    """Swap a complete folder in; the old one is removed only after that."""
-    final.rename(aside)
-    try:
-        temporary.rename(final)
-    except BaseException:
-        if not final.exists():
-            aside.rename(final)
-        raise
-    shutil.rmtree(aside)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

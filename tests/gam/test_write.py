@@ -33,8 +33,9 @@ from torch import nn
 
 from gam.adapter import Adapter, LowRank
 from gam.errors import OutputError
-from gam.io import check_output, read_adapter, write_adapter
+from gam.read import read_adapter
 from gam.report import MergeReport, ModuleReport
+from gam.write import check_output, write_adapter
 
 with quiet_peft():
     from peft import PeftModel

@@ -27,7 +27,7 @@ from support import (
 
 from gam.adapter import Adapter
 from gam.errors import AdapterError, OptionError
-from gam.io import default_name, read_adapter
+from gam.read import default_name, read_adapter
 
 with quiet_peft():
     from peft import (
