@@ -8,7 +8,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from updates_support import dense, dense_product, factors, updates_of
 
+from gam.adapter import Adapter, LowRank
+from gam.merge import merge_adapters
 from gam.strategies.gam import gam
+from gam.strategies.linear import linear
 
 settings.register_profile("merge", deadline=None, max_examples=40)
 settings.load_profile("merge")
@@ -167,6 +170,40 @@ def test_rank_is_at_most_that_of_the_reference(seed, reference):
     pairs = [factors(30, 24, r, seed=1000 * seed + i) for i, r in enumerate(ranks)]
     values = np.linalg.svd(run(pairs, reference=reference), compute_uv=False)
     assert int((values > 1e-10 * values[0]).sum()) == ranks[int(reference)]
+
+
+@given(shapes, seeds, signed_weights, st.integers(0, 2))
+def test_zero_and_absent_modules_are_the_same(shape, seed, weights, index):
+    pairs = many(shape, seed)
+    b, a = pairs[index]
+    merged = []
+    absent, no_b = {}, {"w": LowRank(a, torch.zeros_like(b))}
+    for stand_in in (absent, no_b, {"w": LowRank(torch.zeros_like(a), b)}):
+        adapters = []
+        for i, (other_b, other_a) in enumerate(pairs):
+            own = stand_in if i == index else {"w": LowRank(other_a, other_b)}
+            # A second module keeps the adapter from being empty.
+            adapters.append(Adapter({"x": LowRank(a, b), **own}, {}))
+        update = merge_adapters(adapters, weights=weights).modules["w"]
+        merged.append(dense(update.lora_b, update.lora_a))
+    assert oracle.relative_error(merged[1], merged[0]) < 1e-6
+    assert oracle.relative_error(merged[2], merged[0]) < 1e-6
+    zero = np.zeros_like(dense(b, a))
+    deltas = [zero if i == index else dense(*pair) for i, pair in enumerate(pairs)]
+    assert oracle.relative_error(merged[0], oracle.gam(deltas, weights)) < 1e-6
+
+
+@given(shapes, seeds)
+def test_knots_with_a_plain_average_is_the_plain_average(shape, seed):
+    """Aligning one side only and averaging does nothing: the reason that gam aligns both."""
+    pairs = many(shape, seed)
+    deltas = [dense(*pair) for pair in pairs]
+    left, values, right = np.linalg.svd(np.concatenate(deltas, axis=1), full_matrices=False)
+    blocks = np.split(values[:, None] * right, len(deltas), axis=1)
+    knots = left @ np.mean(blocks, axis=0)
+    updates = updates_of(pairs)
+    result = dense_product(updates, linear(updates, [1 / 3] * 3))
+    assert oracle.relative_error(result, knots) < 1e-8
 
 
 @given(shapes, seeds, signed_weights)
