@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,7 @@ class Adapter:
         name: Short label, unique in a merge; used in reports and by ``reference=``.
         source: The file it was read from; None for an adapter made in memory.
         report: What the merge did; None for an adapter that was read.
+        inputs: What a merged adapter was made from.
     """
 
     modules: Mapping[str, LowRank]
@@ -108,6 +109,7 @@ class Adapter:
     name: str = "adapter"
     source: Source | None = None
     report: Any = None
+    inputs: Sequence[Source] = ()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the tensors as PEFT names them, for a config with alpha = r everywhere.

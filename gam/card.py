@@ -7,6 +7,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from gam import __version__
@@ -110,7 +111,9 @@ def _command(report: MergeReport) -> str:
     options = dict(report.options)
     # An adapter of weight 0 is absent from the inputs, but still counted for `auto`.
     used = [repr(weight) for weight in options.pop("weights") if weight != 0]
-    words = ["gam-merge", *(_plain(entry["name"]) for entry in report.inputs), "-o", "OUT"]
+    # Labels count adapters of one name; the folders or files themselves do not.
+    sources = [entry["source"] or entry["name"] for entry in report.inputs]
+    words = ["gam-merge", *(_plain(PurePath(source).name) for source in sources), "-o", "OUT"]
     words += ["--method", options.pop("method"), f"--weights={','.join(used)}"]
     words += ["--dtype", report.dtype]
     options.pop("dtype")

@@ -66,6 +66,10 @@ class _Command(click.Command):
             raise click.UsageError(str(error), ctx) from error
         except GamError as error:
             raise click.ClickException(str(error)) from error
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # only printing is left: files have errors of their own
+            raise click.ClickException(f"cannot print the result: {error.strerror}") from error
         except MemoryError as error:
             raise click.ClickException(_OUT_OF_MEMORY) from error
         except RuntimeError as error:
@@ -257,14 +261,14 @@ def main(
         elif not quiet:
             click.echo("\n".join(_plan_text(plan)))
         return
-    hidden = quiet or as_json or not sys.stderr.isatty()
+    hidden = quiet or as_json or sys.stderr is None or not sys.stderr.isatty()
     length = len(plan.modules)
     with click.progressbar(length=length, label="Merging", file=sys.stderr, hidden=hidden) as bar:
         merged = execute(plan, lambda done, _: bar.update(done - bar.pos))
     assert output is not None
     folder = merged.save(output, overwrite=overwrite)
     for warning in merged.report.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+        click.echo(f"Warning: {_shown(warning)}", err=True)
     if as_json:
         record = json.loads((folder / REPORT_NAME).read_text("utf-8"))
         click.echo(json.dumps({"output": str(folder), **record}, indent=2))
@@ -278,6 +282,8 @@ def _parameters(
     """Return the parameters of the method that were given, by flag or by -p."""
     params = {name: value for name, value in flags.items() if value is not None}
     for name, value in assigned:
+        if name == "adapters":
+            raise OptionError("-p adapters: adapters are given by themselves, before the options")
         if name in taken:
             raise OptionError(f"-p {name}: this is an option, --{name.replace('_', '-')}")
         if name in params:
@@ -334,12 +340,14 @@ def _plan_text(plan: Plan) -> Iterator[str]:
     yield from _table(("adapter", "weight", "modules", "rank"), rows)
     yield ""
     names = [adapter.name for adapter in plan.adapters]
+    known = [module.rank for module in plan.modules if module.rank is not None]
+    widest = max(known) if known and plan.options["uniform_rank"] else 0
     alike = Counter(
         (
             re.sub(r"(?<![^.])\d+(?![^.])", "*", module.name),
             f"{module.shape[0]} x {module.shape[1]}",
             *(str(module.ranks.get(name, "-")) for name in names),
-            "by energy" if module.rank is None else str(module.rank),
+            "by energy" if module.rank is None else str(max(module.rank, widest)),
         )
         for module in plan.modules
     )

@@ -113,7 +113,14 @@ def execute(plan: Plan, progress: Callable[[int, int], None] | None = None) -> A
         {name: module.rank for name, module in outcome.items()},
         [adapter.config for adapter in plan.adapters],
     )
-    return Adapter(outcome, config, plan.strategy.name, None, report)
+    sources = [adapter.source for adapter in plan.adapters]
+    return Adapter(
+        modules=outcome,
+        config=config,
+        name=plan.strategy.name,
+        report=report,
+        inputs=[source for source in sources if source is not None],
+    )
 
 
 def _paths(adapters: Sequence[str | PathLike[str] | Adapter]) -> list[str | PathLike[str]]:
@@ -203,7 +210,7 @@ def _merge_modules(
         crossed = [side.gram for side in inputs]
     spectrum = decompose(sides[0], product, sides[1]).scaled(plan.gain)
     squares = spectrum.values.square().sum(-1)
-    exact = squares if exact is None else exact * plan.gain**2
+    exact = squares if exact is None else exact * plan.gain * plan.gain
 
     ranks = [_rank(plan, module, v) for module, v in zip(modules, spectrum.values, strict=True)]
     spectrum = spectrum.cut(max(ranks))
@@ -325,8 +332,8 @@ def _check_overflow(
         if not all(bool(torch.isfinite(factor).all()) for factor in factors):
             raise AdapterError(
                 f"module {module.name!r}: the merged factors overflow "
-                f"{str(dtype).removeprefix('torch.')}; pass --dtype bfloat16 or float32, "
-                "or a smaller --scale"
+                f"{str(dtype).removeprefix('torch.')}; pass a smaller --scale"
+                + (", or --dtype bfloat16 or float32" if dtype == torch.float16 else "")
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import torch
 from gam import strategies
 from gam.adapter import Adapter
 from gam.errors import AdapterError, OptionError
-from gam.read import default_name, read_adapter
+from gam.read import check_modules, default_name, read_adapter
 from gam.strategies.base import Strategy
 from gam.threads import run
 
@@ -30,7 +31,7 @@ class PlannedModule:
         name: Module path.
         shape: (out, in).
         ranks: Adapter label to rank; adapters that lack the module are absent.
-        rank: Output rank; None where the energy decides.
+        rank: Output rank, before `uniform_rank`; None where the energy decides.
     """
 
     name: str
@@ -67,12 +68,13 @@ class Plan:
     @property
     def output_bytes(self) -> int | None:
         """Size of the merged tensors; None where the energy decides the ranks."""
-        total = 0
-        for module in self.modules:
-            if module.rank is None:
-                return None
-            total += module.rank * sum(module.shape) * self.dtype.itemsize
-        return total
+        ranks = [module.rank for module in self.modules if module.rank is not None]
+        if len(ranks) < len(self.modules):
+            return None
+        if self.options["uniform_rank"]:
+            ranks = [max(ranks)] * len(ranks)
+        columns = [r * sum(m.shape) for r, m in zip(ranks, self.modules, strict=True)]
+        return sum(columns) * self.dtype.itemsize
 
 
 def plan_merge(
@@ -118,25 +120,44 @@ def plan_merge(
         AdapterError: An adapter is refused.
     """
     strategy = strategies.get(method)
-    if isinstance(adapters, (str, PathLike)) or len(adapters) == 0:
-        raise OptionError("no adapters to merge: give a list of at least one")
+    if isinstance(adapters, (str, PathLike, Adapter)):
+        raise OptionError(f"adapters: got one, {adapters!r}; give a list of adapters")
+    adapters = list(adapters)
+    if not adapters:
+        raise OptionError("adapters: got none; give at least one to merge")
+    flags = {
+        "normalize": normalize,
+        "uniform_rank": uniform_rank,
+        "allow_pickle": allow_pickle,
+        "allow_base_mismatch": allow_base_mismatch,
+    }
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise OptionError(f"{name}: got {value!r}, expected True or False")
     used = _check_weights(weights, len(adapters))
     rank_rule = _check_rank(rank)
     if missing not in ("zero", "renormalize"):
         raise OptionError(f"missing: got {missing!r}, expected 'zero' or 'renormalize'")
     if dtype != "auto" and dtype not in _DTYPES:
         raise OptionError(f"dtype: got {dtype!r}, expected auto, {', '.join(_DTYPES)}")
-    if not isinstance(scale, (int, float)) or not math.isfinite(scale) or scale == 0:
+    if _number(scale) in (None, 0):
         raise OptionError(f"scale: got {scale!r}, expected a finite number other than 0")
+    scale = float(scale)
+    if alpha is not None and _number(alpha) is None:
+        raise OptionError(f"alpha: got {alpha!r}, expected a finite number")
 
     labels = _labels(adapters)
     checked = strategy.check(params, labels)
+    absent = [label for label, weight in zip(labels, used, strict=True) if weight == 0]
+    for name, value in checked.items():
+        if value in absent and value is not None:
+            raise OptionError(f"{name}: adapter {value!r} has weight 0, so it takes no part")
     loaded = list(run(partial(_open, alpha, allow_pickle), adapters, labels))
     if alpha is not None and not any(a.source and a.source.alpha is not None for a in loaded):
         raise OptionError("alpha: every adapter states its own alpha; leave --alpha out")
     if not allow_base_mismatch:
         _check_bases(loaded)
-    modules = _plan_modules(loaded, used, rank_rule, uniform_rank)
+    modules = _plan_modules(loaded, used, rank_rule)
     total = sum(abs(weight) for weight in used)
     present = [(a, w / total) for a, w in zip(loaded, used, strict=True) if w != 0]
     options = {
@@ -168,11 +189,12 @@ def plan_merge(
 def _labels(adapters: Sequence[Any]) -> list[str]:
     """Return a short unique label for each adapter."""
     names = [a.name if isinstance(a, Adapter) else default_name(a) for a in adapters]
-    seen: dict[str, int] = defaultdict(int)
-    labels = []
+    labels: list[str] = []
     for name in names:
-        seen[name] += 1
-        labels.append(f"{name}#{seen[name]}" if names.count(name) > 1 else name)
+        # Count on from 1 past every label and every name that is there already.
+        free = (f"{name}#{count}" for count in itertools.count(1))
+        taken = {*labels, *names}
+        labels.append(next(f for f in free if f not in taken) if names.count(name) > 1 else name)
     return labels
 
 
@@ -180,16 +202,27 @@ def _open(
     alpha: float | None, allow_pickle: bool, adapter: str | PathLike[str] | Adapter, label: str
 ) -> Adapter:
     if isinstance(adapter, Adapter):
-        return replace(adapter, name=label)
+        return replace(adapter, name=label, modules=check_modules(adapter.modules, label))
     return read_adapter(adapter, alpha=alpha, allow_pickle=allow_pickle, name=label)
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite number as a float; None for anything else."""
+    try:
+        number = math.nan if isinstance(value, (str, bool)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
     if weights is None:
         return [1.0] * count
     try:
+        if isinstance(weights, str):
+            raise TypeError
         numbers = [float(weight) for weight in weights]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise OptionError(
             f"weights: got {weights!r}, expected one number for each adapter"
         ) from None
@@ -197,8 +230,8 @@ def _check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
         raise OptionError(
             f"weights: got {len(numbers)} for {count} adapters; give one number for each"
         )
-    if not all(math.isfinite(number) for number in numbers):
-        raise OptionError(f"weights: got {numbers}, expected finite numbers")
+    if not math.isfinite(sum(abs(number) for number in numbers)):
+        raise OptionError(f"weights: got {numbers}, expected finite numbers with a finite sum")
     if not any(numbers):
         raise OptionError("weights: all are 0, so there is nothing to merge")
     return numbers
@@ -215,7 +248,7 @@ def _check_rank(rank: int | str) -> int | str | float:
                 return energy
         elif not isinstance(rank, bool) and int(rank) == float(rank) and int(rank) > 0:
             return int(rank)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise OptionError(
         f"rank: got {rank!r}, expected a whole number above 0, 'max', 'sum' or "
@@ -239,7 +272,6 @@ def _plan_modules(
     adapters: Sequence[Adapter],
     weights: Sequence[float],
     rank: int | str | float,
-    uniform: bool,
 ) -> list[PlannedModule]:
     holders: dict[str, list[tuple[Adapter, float]]] = defaultdict(list)
     for adapter, weight in zip(adapters, weights, strict=True):
@@ -265,9 +297,9 @@ def _plan_modules(
         planned.append(PlannedModule(name, shape, ranks, chosen))  # type: ignore[arg-type]
     if not planned:
         raise OptionError("weights: every adapter that holds a module has weight 0")
-    widest = max((module.rank or 0) for module in planned)
-    if uniform and widest:
-        planned = [PlannedModule(m.name, m.shape, m.ranks, widest) for m in planned]
+    most = max(max(*m.shape, sum(m.ranks.values())) for m in planned)
+    if isinstance(rank, int) and rank > most:
+        raise OptionError(f"rank: got {rank}, more than any module can use; at most {most}")
     return planned
 
 

@@ -59,6 +59,7 @@ _FOREIGN = (  # first match wins
         "Train it without modules_to_save, or save it with save_embedding_layers=False",
     ),
 )
+_LARGEST = torch.finfo(torch.float32).max
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -115,6 +116,30 @@ def read_adapter(
             alpha=alpha if scalings.used_given_alpha else None,
         )
     return Adapter(modules, scalings.config, name or default_name(path), source)
+
+
+def check_modules(modules: Mapping[str, LowRank], where: str) -> dict[str, LowRank]:
+    """Return the modules of an adapter made in memory, checked as those of a file are.
+
+    Args:
+        modules: Module path to update.
+        where: What to call the adapter in messages.
+
+    Returns:
+        The same modules, their factors detached from any graph.
+
+    Raises:
+        AdapterError: There are none, or one of them could not have been read from a file.
+    """
+    if not modules:
+        raise AdapterError(f"adapter {where!r}: it has no modules. Give one that was trained.")
+    checked = {}
+    for name, update in modules.items():
+        label = f"adapter {where!r}, module {name!r}"
+        _check_shapes(update.lora_a, update.lora_b, label)
+        checked[name] = LowRank(update.lora_a.detach(), update.lora_b.detach(), update.scale)
+        _check_values(checked[name], label)
+    return checked
 
 
 def default_name(path: str | os.PathLike[str]) -> str:
@@ -332,21 +357,39 @@ def _low_rank(
         if side not in sides:
             other = "lora_B" if side == "A" else "lora_A"
             raise AdapterError(f"{label}: {other} without lora_{side}. Save the adapter again.")
-        _check_factor(f"lora_{side}", sides[side][1], label)
-    (key_a, lora_a), (key_b, lora_b) = sides["A"], sides["B"]
+    lora_a, lora_b = sides["A"][1].detach(), sides["B"][1].detach()
+    _check_shapes(lora_a, lora_b, label)
+    update = LowRank(lora_a, lora_b, scalings.resolve(module, lora_a.shape[0]))
+    _check_values(update, label)
+    return update
+
+
+def _check_shapes(lora_a: torch.Tensor, lora_b: torch.Tensor, label: str) -> None:
+    _check_factor("lora_A", lora_a, label)
+    _check_factor("lora_B", lora_b, label)
     if lora_a.shape[0] != lora_b.shape[1]:
         raise AdapterError(
             f"{label}: lora_A is {list(lora_a.shape)} but lora_B is {list(lora_b.shape)}, so "
             f"their ranks {lora_a.shape[0]} and {lora_b.shape[1]} differ. Save the adapter again."
         )
-    scale = scalings.resolve(module, lora_a.shape[0])
-    for key, tensor in ((key_a, lora_a), (key_b, lora_b)):
+
+
+def _check_values(update: LowRank, label: str) -> None:
+    for side, tensor in (("lora_A", update.lora_a), ("lora_B", update.lora_b)):
         if not _all_finite(tensor):
             raise AdapterError(
-                f"adapter {where!r}: tensor {key!r} holds NaN or infinity, so the training "
-                "diverged or the file is damaged. Use an earlier checkpoint."
+                f"{label}: {side} holds NaN or infinity, so the training diverged or the file "
+                "is damaged. Use an earlier checkpoint."
             )
-    return LowRank(lora_a, lora_b, scale)
+        if tensor.dtype == torch.float64 and float(tensor.abs().max()) > _LARGEST:
+            raise AdapterError(
+                f"{label}: {side} holds values beyond the range of float32. Scale them down."
+            )
+    if not abs(update.scale) <= _LARGEST:
+        raise AdapterError(
+            f"{label}: the scaling is {update.scale!r}, expected a number in the range of "
+            "float32. Correct lora_alpha."
+        )
 
 
 def _check_factor(side: str, tensor: torch.Tensor, label: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 _LOW_ENERGY = 0.99
 _VANISHED = 0.05
 _SHRUNK = 0.5
+_CANCELLED = 1e-9
 _COARSE = 0.01
 
 
@@ -23,11 +24,12 @@ class ModuleReport:
         shape: (out, in).
         ranks: Adapter label to its LoRA rank here; adapters that lack the module are absent.
         rank: Rank of the merged module.
-        norm: Frobenius norm of the merged update, as written.
-        norm_ratio: ``norm`` over the mean norm of the adapters that hold the module.
+        norm: Frobenius norm of the merged update at its output rank, before rounding.
+        norm_ratio: ``norm`` over the mean norm of the adapters whose update is not zero here.
         cosines: Adapter label to the cosine between the merged update and its own.
         energy_kept: Squared norm kept by the output rank, over that of the exact result.
-        rounding_error: Relative Frobenius error from writing in the output dtype.
+        rounding_error: Relative Frobenius error from writing in the output dtype, to first
+            order in the rounding of each factor.
         diagnostics: What the method reports of itself.
     """
 
@@ -125,6 +127,9 @@ def _ratio(part: float, whole: float) -> float:
 
 def findings(report: MergeReport) -> Iterator[str]:
     """Yield what the user should know of the result."""
+    if not report.norm_ratio > _CANCELLED:
+        yield "the merged update is zero, but for rounding: the updates or weights cancel"
+        return
     if report.energy_kept < _LOW_ENERGY:
         yield (
             f"the output rank keeps {report.energy_kept:.1%} of the merged update's energy; "
@@ -132,7 +137,7 @@ def findings(report: MergeReport) -> Iterator[str]:
         )
     for name, cosine in report.cosines.items():
         if math.isnan(cosine):
-            yield f"adapter {name!r} is zero in every module, or the merged update is"
+            yield f"adapter {name!r} is zero in every module"
         elif abs(cosine) < _VANISHED:
             yield (
                 f"adapter {name!r} has all but vanished from the result "

@@ -141,6 +141,8 @@ class Rows:
 # beyond these the next more accurate way is taken. At the limit a basis is good to 1e-8 from
 # float64 factors, and to 1e-4, a twentieth of bfloat16's rounding, from float32.
 _GRAM_LIMIT = {torch.float64: 1e4, torch.float32: 1e2}
+# Columns whose squares are smaller may have lost terms to underflow.
+_LEAST_SQUARE = {torch.float64: 1e-280, torch.float32: 1e-25}
 # Directions of a factor this far below its largest are rounding noise of float32 data; the
 # smallest that is kept leaves room for condition numbers to 1e6.
 _RANK_TOLERANCE = 4 * torch.finfo(torch.float32).eps
@@ -173,12 +175,15 @@ def from_factors(
     blocks = [[orthonormalize_gram(matrix[:, span, span]) for span in spans] for matrix in grams]
     # The lengths that the columns have when each b_j a_j is shared out evenly: a column far
     # shorter than its adapter's others is noise, or nearly, and needs the careful way.
-    lengths = (_lengths(grams[0]) * _lengths(grams[1])).sqrt()
+    squares = [torch.diagonal(matrix, dim1=-2, dim2=-1) for matrix in grams]
+    lengths = squares[0].clamp_min(0).sqrt().mul(squares[1].clamp_min(0).sqrt()).sqrt()
     limit = _GRAM_LIMIT[dtype]
+    least = _LEAST_SQUARE[dtype]
     safe = (scales != 0).all(-1)
     for left, right, span in zip(*blocks, spans, strict=True):
         own = lengths[:, span]
         safe &= torch.maximum(left[2], right[2]) <= limit
+        safe &= torch.minimum(*(square[:, span].amin(-1) for square in squares)) > least
         safe &= own.amin(-1) > 10 * limit * _RANK_TOLERANCE * own.amax(-1)
     careful = torch.nonzero(~safe).flatten().tolist()
     if len(careful) == len(safe):
@@ -300,7 +305,3 @@ def _spans(sizes: Sequence[int]) -> list[slice]:
         spans.append(slice(start, start + size))
         start += size
     return spans
-
-
-def _lengths(matrix: torch.Tensor) -> torch.Tensor:
-    return torch.diagonal(matrix, dim1=-2, dim2=-1).clamp_min(0).sqrt()

@@ -22,6 +22,7 @@ from gam.config import CONFIG_NAME, output_config
 from gam.errors import GamError, OutputError
 from gam.files import CARD_NAME, DTYPES, PICKLE_NAME, REPORT_NAME, WEIGHTS_NAME, one_line
 
+_LONGEST_NAME = 255  # bytes, in every usual file system
 _OWN_FILES = frozenset({WEIGHTS_NAME, PICKLE_NAME, CONFIG_NAME, REPORT_NAME, CARD_NAME})
 
 
@@ -52,6 +53,8 @@ def check_output(
         final = Path(path).resolve()
         if not where or not final.name or Path.cwd().is_relative_to(final):
             raise OutputError(f"output {where!r}: expected the name of a folder to write.")
+        if len(os.fsencode(final.name)) > _LONGEST_NAME:
+            raise OutputError(f"output {where!r}: the name is too long. Choose a shorter one.")
         for source in inputs:
             if _holds(final, Path(source)):
                 raise OutputError(
@@ -94,21 +97,26 @@ def write_adapter(
     tensors = adapter.state_dict()
     documents = _documents(adapter)
     token = secrets.token_hex(4)
-    temporary = final.with_name(f".{final.name}.{token}.tmp")
+    stem = final.name if len(os.fsencode(final.name)) < 200 else "merged"
+    temporary = final.with_name(f".{stem}.{token}.tmp")
     with _writing(where):
-        final.parent.mkdir(parents=True, exist_ok=True)
+        created = [folder for folder in final.parents if not folder.exists()]
         try:
+            final.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
             _write_tensors(tensors, temporary / WEIGHTS_NAME)
             for name, text in documents.items():
                 _write_file(temporary / name, [text.encode()])
             _sync_folder(temporary)
             if overwrite and final.exists():
-                _replace(temporary, final, final.with_name(f".{final.name}.{token}.old"))
+                _replace(temporary, final, final.with_name(f".{stem}.{token}.old"))
             else:
                 temporary.rename(final)  # fails if something has appeared there meanwhile
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
+            for folder in created:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
             raise
         _sync_folder(final.parent)
     return final
@@ -173,7 +181,8 @@ def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def _raw_bytes(tensor: torch.Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 @contextlib.contextmanager
@@ -232,10 +241,9 @@ def _check_parent(final: Path, where: str) -> None:
 
 
 def _inputs(adapter: Adapter) -> list[str]:
-    """Return the files that an adapter may still be reading."""
-    records = adapter.report.inputs if adapter.report is not None else ()
-    paths = [str(record["source"]) for record in records if record.get("source")]
-    return paths + ([str(adapter.source.path)] if adapter.source is not None else [])
+    """Return the files that an adapter was made from."""
+    sources = [*adapter.inputs, *([adapter.source] if adapter.source is not None else [])]
+    return [str(source.path) for source in sources]
 
 
 def _write_file(path: Path, head: Iterable[bytes], blocks: Iterable[memoryview] = ()) -> None:

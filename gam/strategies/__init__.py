@@ -23,8 +23,8 @@ def get(name: str) -> Strategy:
     """
     try:
         return STRATEGIES[name]
-    except KeyError:
-        near = difflib.get_close_matches(name, STRATEGIES, n=1)
+    except (KeyError, TypeError):
+        near = difflib.get_close_matches(str(name), STRATEGIES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise OptionError(
             f"unknown method {name!r}; choose one of: {', '.join(STRATEGIES)}.{hint}"

@@ -99,7 +99,7 @@ class Strategy:
         word = "a whole number" if param.kind == "int" else "a number"
         try:
             number = float(value) if not isinstance(value, bool) else math.nan
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number) or (param.kind == "int" and number != int(number)):
             raise OptionError(f"{where}: got {value!r}, expected {word}")
@@ -115,8 +115,11 @@ def _adapter(value: Any, names: Sequence[str], where: str, choices: tuple[str, .
     if isinstance(value, str) and value in names:
         return value
     try:
-        return names[range(len(names)).index(int(value))]
-    except (TypeError, ValueError):
+        index = int(value)
+        if isinstance(value, str) or index == value:
+            return names[range(len(names)).index(index)]
+        raise ValueError
+    except (TypeError, ValueError, OverflowError):
         listed = ", ".join([*names, *choices])
         raise OptionError(
             f"{where}: got {value!r}, expected an index from 0 to {len(names) - 1} "

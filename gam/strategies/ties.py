@@ -12,6 +12,9 @@ from gam.strategies.base import Param, Strategy
 from gam.updates import Rows, Update
 from gam_kernels.select import block_rows, kth_magnitude
 
+# Sizes of an update within which float32 holds its entries.
+_SMALLEST, _LARGEST = 1e-25, 1e35
+
 
 def ties(
     updates: Sequence[Update],
@@ -43,7 +46,8 @@ def ties(
         weights: One per update, any sign. Not normalised here; only their ratios matter.
         density: Share of each update's entries to keep, from 0 (the merge is zero) to 1
             (nothing is trimmed).
-        dtype: Of the entries: float32, or float64 for reference.
+        dtype: Of the entries: float32, or float64 for reference and for updates whose
+            entries float32 cannot hold.
 
     Returns:
         The merge, its rows in ``dtype`` and the same bits however they are asked for, on the
@@ -54,6 +58,8 @@ def ties(
 
     Source: Yadav et al. 2023, arXiv:2306.01708, section 3 and algorithm 1.
     """
+    if not all(_SMALLEST < float(size) < _LARGEST for u in updates for size in u.norm()):
+        dtype = torch.float64
     voters = [(update, w) for update, w in zip(updates, weights, strict=True) if w]
     modules = len(updates[0].core)
     left, right = updates[0].left.side, updates[0].right.side

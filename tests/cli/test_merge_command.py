@@ -3,6 +3,9 @@
 import inspect
 import json
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -360,3 +363,40 @@ def test_dry_run_checks_the_output_and_the_adapters() -> None:
     Path("out").write_text("")
     assert invoke(SORT, "--dry-run", "-o", "out").exit_code == 1
     assert invoke("nowhere", "--dry-run").exit_code == 1
+
+
+def test_p_adapters_is_no_parameter() -> None:
+    result = invoke(SORT, "--dry-run", "-p", "adapters=x")
+    assert result.exit_code == 2
+    assert "-p adapters" in result.stderr
+
+
+def test_a_closed_stderr_is_no_error(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from gam.cli import main; main()"]
+    out = tmp_path / "out"
+    script = f"{shlex.join([*command, SORT, '-o', str(out)])} 2>&-"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Wrote")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
+def test_a_full_stdout_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from gam.cli import main; main()"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, SORT, "-o", str(tmp_path / "out")],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: cannot print the result")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_card_reruns_adapters_of_one_name(tmp_path: Path) -> None:
+    merged = gam.merge_adapters([SORT, SORT, ROTATE], weights=[1, 2, 3])
+    merged.save(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "gam-merge sort sort rotate -o OUT" in card

@@ -1,6 +1,8 @@
 """Whole merges of adapters in memory: the executor, the options and the report."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import oracle
@@ -8,8 +10,9 @@ import pytest
 import torch
 from updates_support import dense, factors, formed
 
+from gam import load_adapter
 from gam.adapter import Adapter, LowRank
-from gam.errors import AdapterError, OptionError
+from gam.errors import AdapterError, OptionError, OutputError
 from gam.merge import execute, merge_adapters
 from gam.plan import plan_merge
 from gam.strategies.gam import gam
@@ -349,6 +352,17 @@ def test_warnings_say_what_the_user_should_know():
         ({"rank": True}, r"rank: got True"),
         ({"scale": 0}, r"scale: got 0"),
         ({"scale": math.inf}, r"scale: got inf"),
+        ({"scale": 10**400}, r"scale: got 1000"),
+        ({"weights": [1e308, 1e308, 1]}, r"weights: .*finite sum"),
+        ({"weights": [10**400, 1, 1]}, r"weights: .*number"),
+        ({"weights": "123"}, r"weights: got '123'"),
+        ({"rank": math.inf}, r"rank: got inf"),
+        ({"rank": 10**9}, r"rank: got 1000000000, more than any module can use; at most 24"),
+        ({"normalize": "false"}, r"normalize: got 'false', expected True or False"),
+        ({"alpha": "3"}, r"alpha: got '3'"),
+        ({"method": None}, r"unknown method None"),
+        ({"reference": math.inf}, r"reference of method 'gam': got inf"),
+        ({"reference": 1.7}, r"reference of method 'gam': got 1.7"),
         ({"missing": "drop"}, r"missing: got 'drop'"),
         ({"dtype": "int8"}, r"dtype: got 'int8'"),
         ({"reference": "d"}, r"reference of method 'gam': got 'd'.*a, b, c, consensus"),
@@ -383,6 +397,130 @@ def test_different_shapes_are_refused():
 
 
 def test_no_adapters_are_refused():
-    for nothing in ([], "path/of/one"):
-        with pytest.raises(OptionError, match="no adapters"):
-            merge_adapters(nothing)
+    with pytest.raises(OptionError, match="adapters: got none"):
+        merge_adapters([])
+    for one in ("path/of/one", Path("one"), adapter("a")):
+        with pytest.raises(OptionError, match="adapters: got one"):
+            merge_adapters(one)
+
+
+def test_any_iterable_of_adapters_will_do():
+    assert merge_adapters(iter(three())).report == merge_adapters(tuple(three())).report
+
+
+def test_labels_never_collide():
+    names = ["a", "a", "a#1", "a#2", "b"]
+    adapters = [adapter(name, seed) for seed, name in enumerate(names)]
+    merged = merge_adapters(adapters, method="linear")
+    labels = [entry["name"] for entry in merged.report.inputs]
+    assert len(set(labels)) == 5
+    expected = oracle.linear(deltas(adapters, "layers.0.q"), [0.2] * 5, 4)
+    assert oracle.relative_error(result(merged, "layers.0.q"), expected) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"lora_b": torch.full((24, 4), math.nan)},
+            r"'b', module 'layers\.0\.q': lora_B holds NaN",
+        ),
+        ({"lora_a": torch.full((4, 20), math.inf)}, r"lora_A holds NaN or infinity"),
+        ({"lora_a": torch.zeros(3, 20)}, r"ranks 3 and 4 differ"),
+        ({"lora_a": torch.zeros(0, 20), "lora_b": torch.zeros(24, 0)}, r"expected a matrix"),
+        ({"lora_a": torch.zeros(4, 20, dtype=torch.int32)}, r"dtype int32"),
+        ({"lora_b": torch.full((24, 4), 1e50, dtype=torch.float64)}, r"range of float32"),
+        ({"scale": math.nan}, r"scaling is nan"),
+        ({"scale": 1e60}, r"scaling is 1e\+60"),
+    ],
+    ids=str,
+)
+def test_adapters_in_memory_are_checked(change, message):
+    first, second = three()[:2]
+    second.modules["layers.0.q"] = replace(second.modules["layers.0.q"], **change)
+    with pytest.raises(AdapterError, match=message):
+        merge_adapters([first, second])
+    with pytest.raises(AdapterError, match="'empty': it has no modules"):
+        merge_adapters([first, Adapter({}, {}, "empty")])
+
+
+def test_factors_of_a_live_model_are_merged():
+    first, second = three()[:2]
+    expected = merge_adapters([first, second])
+    for module in second.modules:
+        update = second.modules[module]
+        parameters = torch.nn.Parameter(update.lora_a), torch.nn.Parameter(update.lora_b)
+        second.modules[module] = LowRank(*parameters, update.scale)
+    merged = merge_adapters([first, second])
+    assert merged.report == expected.report
+    assert not any(module.lora_a.requires_grad for module in merged.modules.values())
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (1, 8), (1, 1), (2, 30)], ids=str)
+@pytest.mark.parametrize("method", ["gam", "linear", "ties"])
+def test_narrow_modules_are_merged_and_saved(method, shape, tmp_path):
+    adapters = [adapter(n, s, modules={"w": shape}) for s, n in enumerate("ab")]
+    merged = merge_adapters(adapters, method=method, rank="sum", output=tmp_path / "out")
+    saved = load_adapter(tmp_path / "out")
+    assert np.array_equal(result(saved, "w"), result(merged, "w"))
+    if method == "linear":
+        expected = oracle.linear(deltas(adapters, "w"), [0.5, 0.5])
+        assert oracle.relative_error(result(saved, "w"), expected) < 1e-6
+
+
+@pytest.mark.parametrize("size", [1e-30, 3e-23, 1e-22, 1e-10, 1e10, 1e17], ids=lambda s: f"{s:g}")
+@pytest.mark.parametrize("method", ["gam", "linear"])
+def test_any_size_of_half_precision_factors(method, size):
+    adapters = []
+    for seed in range(2):
+        b, a = factors(60, 50, 4, seed)
+        b, a = (b * size).to(torch.bfloat16), a.to(torch.bfloat16)
+        adapters.append(Adapter({"w": LowRank(a, b)}, {}, str(seed)))
+    merged = merge_adapters(adapters, method=method, rank="sum")
+    found = deltas(adapters, "w")
+    expected = oracle.gam(found) if method == "gam" else oracle.linear(found, [0.5, 0.5])
+    assert oracle.relative_error(result(merged, "w"), expected) < 4e-3
+
+
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e20], ids=lambda s: f"{s:g}")
+def test_ties_of_any_size(size):
+    adapters = [adapter(n, s) for s, n in enumerate("ab")]
+    plain = merge_adapters(adapters, method="ties")
+    for one in adapters:
+        for name, update in one.modules.items():
+            one.modules[name] = LowRank(update.lora_a, update.lora_b.double() * size, 0.5)
+    merged = merge_adapters(adapters, method="ties", scale=1 / size, dtype="float32")
+    for module in SHAPES:
+        assert oracle.relative_error(result(merged, module), result(plain, module)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weights": [1, -1], "method": "linear"},
+        {"weights": [1, -1], "method": "gam"},
+        {"weights": [1, -1], "method": "ties"},
+        {"density": 0, "method": "ties"},
+        {"scale": 1e-200},
+    ],
+    ids=str,
+)
+def test_a_merge_that_is_zero_says_so(options):
+    same = adapter("a", 1)
+    (warning,) = merge_adapters([same, same], **options).report.warnings
+    assert "the merged update is zero" in warning
+
+
+def test_a_reference_without_weight_is_refused():
+    with pytest.raises(OptionError, match="reference: adapter 'a' has weight 0"):
+        merge_adapters(three(), weights=[0, 1, 1], reference=0)
+
+
+def test_inputs_are_safe_wherever_the_merge_is_saved_from(tmp_path, monkeypatch):
+    for name in ("bb", "cc"):
+        adapter(name, modules={"w": (6, 5)}).save(tmp_path / "in" / name)
+    monkeypatch.chdir(tmp_path / "in")
+    merged = merge_adapters(["bb", "cc"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="holds the input"):
+        merged.save("in/bb", overwrite=True)

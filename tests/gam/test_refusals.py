@@ -305,7 +305,7 @@ def test_values_that_are_not_finite(
     tensor = tensors[factor(DOWN, side)]
     tensor[-1, -1] = value
     folder = make_adapter(tmp_path / "a", dtype=dtype, tensors={factor(DOWN, side): tensor})
-    refused(folder, repr(factor(DOWN, side)), "NaN or infinity")
+    refused(folder, repr(DOWN), f"lora_{side} holds NaN or infinity")
 
 
 def test_infinities_that_cancel(tmp_path: Path) -> None:

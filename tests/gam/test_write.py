@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +31,7 @@ from support import (
 )
 from torch import nn
 
-from gam.adapter import Adapter, LowRank
+from gam.adapter import Adapter, LowRank, Source
 from gam.errors import OutputError
 from gam.read import read_adapter
 from gam.report import MergeReport, ModuleReport
@@ -254,8 +254,9 @@ def check_refused(path: Path | str, *parts: str, **options: Any) -> None:
     assert_refused(lambda: check_output(path, **options), OutputError, repr(str(path)), *parts)
     assert_refused(
         lambda: write_adapter(
-            memory_adapter(
-                report=SimpleNamespace(inputs=[{"source": p} for p in options.get("inputs", [])])
+            dataclasses.replace(
+                memory_adapter(),
+                inputs=[Source(p, Path(p), "") for p in options.get("inputs", [])],
             ),
             path,
             overwrite=options.get("overwrite", False),
@@ -343,7 +344,7 @@ def test_what_is_no_name(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_paths_that_no_system_takes(tmp_path: Path) -> None:
     for path in ("a\0b", str(tmp_path / ("x" * 300))):
-        assert_refused(lambda path=path: memory_adapter().save(path), OutputError, "cannot write")
+        assert_refused(lambda path=path: memory_adapter().save(path), OutputError, "output")
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     assert_refused(lambda: memory_adapter().save(loop / "out"), OutputError)
