@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -147,21 +146,12 @@ def measure_peft(shape: dict[str, Any], combination: str) -> list[dict[str, Any]
 
 def _spawn(command: list[str]) -> dict[str, float]:
     """Run a command to its end and return what the operating system accounts to it."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    complaint = process.stderr.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{command[0]} failed: {complaint}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {
-        "cpu_s": usage.ru_utime + usage.ru_stime,
-        "wall_s": wall,
-        "peak_bytes": usage.ru_maxrss * unit,
-    }
+    spawner = [sys.executable, str(HERE / "spawn.py"), *command]
+    done = subprocess.run(spawner, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{command[0]} failed: {done.stderr}")
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
 
 
 def _quantiles(values: list[float]) -> dict[str, Any]:
