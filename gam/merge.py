@@ -208,7 +208,7 @@ def _merge_modules(
     else:
         sides, product, exact = inputs, result, None
         crossed = [side.gram for side in inputs]
-    spectrum = decompose(sides[0], product, sides[1]).scaled(plan.gain)
+    spectrum = decompose(sides[0], product, sides[1], modules[0].rank).scaled(plan.gain)
     squares = spectrum.values.square().sum(-1)
     exact = squares if exact is None else exact * plan.gain * plan.gain
 

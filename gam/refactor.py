@@ -26,10 +26,10 @@ class Spectrum:
     """The singular value decomposition of merged updates, long factors not yet formed.
 
     Attributes:
-        left: [m, p, n] coefficients over the left bases; they stand for orthogonal columns
+        left: [m, p, c] coefficients over the left bases; they stand for orthogonal columns
             of length sqrt(values), the balanced factor B.
-        right: [m, q, n], likewise for A.
-        values: [m, n] singular values, descending; noise is set to zero.
+        right: [m, q, c], likewise for A.
+        values: [m, n] singular values, n >= c, descending; noise is set to zero.
     """
 
     left: torch.Tensor
@@ -37,8 +37,8 @@ class Spectrum:
     values: torch.Tensor
 
     def cut(self, rank: int) -> Spectrum:
-        """Return the best approximation of the given rank; padded with zeros beyond n."""
-        extra = max(0, rank - self.values.shape[-1])
+        """Return the best approximation of the given rank; padded with zeros beyond c."""
+        extra = max(0, rank - self.left.shape[-1])
         parts = (self.left, self.right, self.values)
         left, right, values = (
             torch.nn.functional.pad(part[..., :rank], (0, extra)) for part in parts
@@ -52,7 +52,7 @@ class Spectrum:
         return Spectrum(self.left * signed, self.right * root, self.values * abs(factor))
 
 
-def decompose(left: Side, product: Product, right: Side) -> Spectrum:
+def decompose(left: Side, product: Product, right: Side, columns: int | None = None) -> Spectrum:
     """Return the singular value decomposition of a product without forming it.
 
     With ``R_L^T R_L`` the Gram matrix of the product's left columns L, and likewise for the
@@ -64,6 +64,7 @@ def decompose(left: Side, product: Product, right: Side) -> Spectrum:
         left: The bases that ``product.left`` refers to.
         product: Batched over m modules.
         right: The bases that ``product.right`` refers to.
+        columns: How many of the leading columns are wanted; None for all.
 
     Returns:
         Coefficients of the balanced factors, and the singular values.
@@ -74,7 +75,7 @@ def decompose(left: Side, product: Product, right: Side) -> Spectrum:
     """
     sides = ((left, product.left), (right, product.right))
     roots = [_root(_gram(side, part), side.dtype) for side, part in sides]
-    inner, vectors, values, covectors = _svd(product.core, roots)
+    inner, vectors, values, covectors = _svd(product.core, roots, columns)
     lengths = [root.norm(dim=-2) for root in roots]
     terms = lengths[0].unsqueeze(-1) * product.core * lengths[1].unsqueeze(-2)
     cancelled = values.norm(dim=-1) < _CANCELLATION * terms.norm(dim=(-2, -1))
@@ -82,13 +83,13 @@ def decompose(left: Side, product: Product, right: Side) -> Spectrum:
         if left.dtype == torch.float32:
             raise InexactError
         for root, (side, part) in zip(roots, sides, strict=True):
-            columns = torch.stack(side.form(part)[0])[cancelled]
-            triangle = torch.linalg.qr(columns, mode="r").R
+            formed = torch.stack(side.form(part)[0])[cancelled]
+            triangle = torch.linalg.qr(formed, mode="r").R
             rows = root.shape[-2] - triangle.shape[-2]
             root[cancelled] = torch.nn.functional.pad(triangle, (0, 0, 0, rows))
-        inner, vectors, values, covectors = _svd(product.core, roots)
+        inner, vectors, values, covectors = _svd(product.core, roots, columns)
     alive = values > _NOISE * values[..., :1]
-    inverse = torch.where(alive, values.clamp_min(1e-300).rsqrt(), 0.0).unsqueeze(-2)
+    inverse = torch.where(alive, values.clamp_min(1e-300).rsqrt(), 0.0)[..., None, :columns]
     lefts = product.core @ (roots[1].mT @ covectors) * inverse
     rights = inner.mT @ vectors * inverse
     return Spectrum(
@@ -105,8 +106,10 @@ def _gram(side: Side, coefficients: torch.Tensor | None) -> torch.Tensor:
     return coefficients.mT @ side.gram @ coefficients
 
 
-def _svd(core: torch.Tensor, roots: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Return ``R_L C``, and P, S, Q of ``R_L C R_R^T``.
+def _svd(
+    core: torch.Tensor, roots: list[torch.Tensor], columns: int | None
+) -> tuple[torch.Tensor, ...]:
+    """Return ``R_L C``, and P, S, Q of ``R_L C R_R^T``; S whole, of P and Q so many columns.
 
     From the eigenvectors of ``M M^T``, at half the cost of an SVD. What that loses in the
     smallest singular values is of the order 1e-16 s_1^2 / s_j, and those below `_NOISE` are
@@ -117,11 +120,11 @@ def _svd(core: torch.Tensor, roots: list[torch.Tensor]) -> tuple[torch.Tensor, .
     tall = matrix.shape[-2] > matrix.shape[-1]
     wide = matrix.mT if tall else matrix
     squares, vectors = torch.linalg.eigh(wide @ wide.mT)
-    values, vectors = squares.clamp_min(0).sqrt().flip(-1), vectors.flip(-1)
+    values, vectors = squares.clamp_min(0).sqrt().flip(-1), vectors.flip(-1)[..., :columns]
     # The eigenvectors' signs are open: make the largest entry of each positive.
     largest = vectors.abs().argmax(dim=-2, keepdim=True)
     vectors = vectors * torch.where(vectors.gather(-2, largest) < 0, -1.0, 1.0)
-    others = wide.mT @ vectors / values.clamp_min(1e-300).unsqueeze(-2)
+    others = wide.mT @ vectors / values[..., None, :columns].clamp_min(1e-300)
     left, right = (others, vectors) if tall else (vectors, others)
     return inner, left, values, right
 
