@@ -1,16 +1,18 @@
-"""Make `tiny-base` and the three adapters in `adapters/` from nothing, with PEFT.
+"""Make `tiny-base` and the three adapters of the examples from nothing, with PEFT.
 
 A two-layer Llama with 90 thousand weights learns a little of four string tasks, such as
 reversing eight letters. Then a LoRA adapter is trained on each of three of them; on the other
 tasks it is asked to stay near the base model. The adapters differ in rank, scaling, targets and
 dtype on purpose, as adapters from different people do.
 
-The results are in the repository: this is here to show where they come from. It needs
-`transformers` and `peft`, and takes two minutes on one CPU core.
+The results are in the repository: this is here to show where they come from; values differ a
+little between machines and versions. It needs `transformers` and `peft`, and takes two minutes on
+one CPU core: `python examples/make_adapters.py FOLDER`.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -19,7 +21,6 @@ from tasks import TASKS, accuracy, sample
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-HERE = Path(__file__).resolve().parent
 BASE_NAME = "gam-merge/tiny-llama"
 BATCH = 256
 LEARNING_RATE = 3e-3
@@ -93,6 +94,10 @@ def report(title: str, model: torch.nn.Module) -> None:
 
 def main() -> None:
     """Train and save the base model and the adapters."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where to write; must not exist yet")
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=32,
@@ -107,20 +112,20 @@ def main() -> None:
     )
     base = LlamaForCausalLM(config)
     fit(base, list(TASKS), [], steps=190, seed=1)
-    base.to(torch.bfloat16).save_pretrained(HERE / "tiny-base")
+    base.to(torch.bfloat16).save_pretrained(folder / "tiny-base")
 
     for seed, (task, (lora, dtype)) in enumerate(ADAPTERS.items(), start=2):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM.from_pretrained(HERE / "tiny-base", dtype=torch.float32)
+        model = LlamaForCausalLM.from_pretrained(folder / "tiny-base", dtype=torch.float32)
         # PEFT copies this into adapter_config.json; it must not be a path of this machine.
         model.name_or_path = BASE_NAME
         report("base", model)
         adapted = get_peft_model(model, lora)
         fit(adapted, [task], [other for other in TASKS if other != task], steps=200, seed=seed)
         report(task, adapted)
-        folder = HERE / "adapters" / task
-        adapted.to(dtype).save_pretrained(folder, save_embedding_layers=False)
-        (folder / "README.md").unlink()  # PEFT's empty form
+        place = folder / "adapters" / task
+        adapted.to(dtype).save_pretrained(place, save_embedding_layers=False)
+        (place / "README.md").unlink()  # PEFT's empty form
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank accept
 def model_card(adapter: Adapter) -> str:
     """Return the model card of a merged adapter, Markdown with YAML front matter.
 
-    The same adapter always gives the same text: no dates, no paths of this machine.
+    The same adapter always gives the same text: no dates, and adapters by name, not by path.
 
     Args:
         adapter: The result of a merge; its ``report`` is not None.
@@ -59,6 +59,7 @@ def model_card(adapter: Adapter) -> str:
         "```bash\n" + _command(report) + "\n```",
         "## The result",
         "\n".join(_numbers(adapter)),
+        *_warnings(report),
         "## Use",
         _usage(adapter, base),
         "## Limits",
@@ -66,10 +67,13 @@ def model_card(adapter: Adapter) -> str:
         "you rely on it. It fits only the base model that the adapters were trained on. The "
         "licences of that model and of every merged adapter apply to it.",
     ]
-    if report.warnings:
-        warnings = "\n".join(f"- {_plain(warning)}" for warning in report.warnings)
-        sections += ["## Warnings", warnings]
     return "\n\n".join(sections) + "\n"
+
+
+def _warnings(report: MergeReport) -> list[str]:
+    if not report.warnings:
+        return []
+    return ["## Warnings", "\n".join(f"- {_plain(warning)}" for warning in report.warnings)]
 
 
 def _front_matter(report: MergeReport, base: Any) -> str:
@@ -141,8 +145,8 @@ def _numbers(adapter: Adapter) -> Iterator[str]:
         f"- Size: {_number(report.norm_ratio)} of the mean size of the merged updates "
         "(Frobenius norm)."
     )
-    yield f"- Energy kept by the output rank: {_percent(report.energy_kept)}."
-    yield f"- Rounding to {report.dtype} changed it by {_percent(report.rounding_error)}."
+    yield f"- {_percent(report.energy_kept)} of the exact merge's squared norm fits this rank."
+    yield f"- Change from rounding to {report.dtype}: {_percent(report.rounding_error)}."
 
 
 def _usage(adapter: Adapter, base: Any) -> str:

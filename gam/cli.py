@@ -322,7 +322,9 @@ def _result_text(merged: Adapter, output: str) -> Iterator[str]:
 
 
 def _plan_text(plan: Plan) -> Iterator[str]:
-    size = "size decided by the energy" if plan.output_bytes is None else _bytes(plan.output_bytes)
+    size = "size decided by the energy"
+    if plan.output_bytes is not None:
+        size = f"about {_bytes(plan.output_bytes)}"
     yield (
         f"Plan: {plan.strategy.name}, {_count(plan.modules, 'module')}, {_dtype(plan)}, {size}; "
         "nothing written"
@@ -335,7 +337,7 @@ def _plan_text(plan: Plan) -> Iterator[str]:
             str(len(adapter.modules)),
             _span([module.rank for module in adapter.modules.values()]),
         )
-        for adapter, weight in zip(plan.adapters, plan.weights, strict=True)
+        for adapter, weight in zip(plan.adapters, plan.applied, strict=True)
     ]
     yield from _table(("adapter", "weight", "modules", "rank"), rows)
     yield ""
@@ -372,7 +374,7 @@ def _plan_record(plan: Plan, output: str | None) -> dict[str, Any]:
                 "modules": len(adapter.modules),
                 "ranks": sorted({module.rank for module in adapter.modules.values()}),
             }
-            for adapter, weight in zip(plan.adapters, plan.weights, strict=True)
+            for adapter, weight in zip(plan.adapters, plan.applied, strict=True)
         ],
         "modules": [
             {

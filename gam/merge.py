@@ -55,7 +55,10 @@ def merge_adapters(
         adapters: Paths of adapter folders or `.safetensors` files, or adapters in memory.
         output: Folder to write; None only returns the result.
         overwrite: Replace ``output`` where it exists.
-        **options: As for `plan_merge`.
+        **options: As for `gam.plan.plan_merge`, the names of the flags: ``method``, ``weights``,
+            ``normalize``, ``scale``, ``rank``, ``uniform_rank``, ``missing``, ``dtype``,
+            ``alpha``, ``allow_pickle``, ``allow_base_mismatch``, and the parameters of the
+            method: ``reference``, ``retract``, ``match_norm`` (gam), ``density`` (ties).
 
     Returns:
         The merged adapter, its factors in the output dtype and with scaling 1; its
@@ -390,7 +393,7 @@ def _report(
             "modules": len(adapter.modules),
             "ranks": sorted({module.rank for module in adapter.modules.values()}),
         }
-        for adapter, weight in zip(plan.adapters, plan.weights, strict=True)
+        for adapter, weight in zip(plan.adapters, plan.applied, strict=True)
     ]
     report = MergeReport(
         method=plan.strategy.name,

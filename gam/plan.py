@@ -66,6 +66,12 @@ class Plan:
     dtype: torch.dtype
 
     @property
+    def applied(self) -> list[float]:
+        """The weights as they act on the updates, ``scale`` apart."""
+        factor = self.gain / self.options["scale"]
+        return [weight * factor for weight in self.weights]
+
+    @property
     def output_bytes(self) -> int | None:
         """Size of the merged tensors; None where the energy decides the ranks."""
         ranks = [module.rank for module in self.modules if module.rank is not None]

@@ -191,7 +191,8 @@ def _locate(path: Path, where: str, allow_pickle: bool) -> Path:
     else:
         raise AdapterError(
             f"adapter {where!r}: no such folder or file. "
-            "Give the path of a PEFT adapter folder or a .safetensors file."
+            "Give the path of a PEFT adapter folder or a .safetensors file; download one that "
+            "is on the Hub first."
         )
     if not weights.is_file():
         raise AdapterError(
@@ -201,8 +202,8 @@ def _locate(path: Path, where: str, allow_pickle: bool) -> Path:
     if weights.suffix in _PICKLE_SUFFIXES:
         if not allow_pickle:
             raise AdapterError(
-                f"adapter {where!r}: {weights.name!r} is a pickle, which can run code when it is "
-                "loaded. Save it as safetensors, or pass --allow-pickle if you trust it."
+                f"adapter {where!r}: {weights.name!r} is a pickle. Save it as safetensors, "
+                "or pass --allow-pickle, which reads tensors and runs no code."
             )
     elif weights.suffix not in _SUFFIXES:
         raise AdapterError(

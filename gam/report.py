@@ -146,7 +146,7 @@ def findings(report: MergeReport) -> Iterator[str]:
     if report.norm_ratio < _SHRUNK:
         yield (
             f"the merged update has {report.norm_ratio:.2f} of the mean size of its inputs; "
-            f"--scale {report.options['scale'] / report.norm_ratio:.2g} would restore it"
+            f"--scale {report.options['scale'] / report.norm_ratio:.2g} would restore the size"
         )
     if report.rounding_error > _COARSE:
         yield (

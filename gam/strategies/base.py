@@ -92,7 +92,8 @@ class Strategy:
             return _adapter(value, names, where, param.choices)
         if param.kind == "bool":
             if isinstance(value, str):
-                value = {"true": True, "false": False}.get(value.lower(), value)
+                words = {"true": True, "1": True, "false": False, "0": False}
+                value = words.get(value.lower(), value)
             if not isinstance(value, bool):
                 raise OptionError(f"{where}: got {value!r}, expected true or false")
             return value

@@ -179,7 +179,7 @@ def test_a_missing_adapter_exits_1() -> None:
         invoke("nowhere", "-o", "out"),
         1,
         "Error: adapter 'nowhere': no such folder or file. Give the path of a PEFT adapter "
-        "folder or a .safetensors file.\n",
+        "folder or a .safetensors file; download one that is on the Hub first.\n",
     )
 
 
@@ -323,7 +323,7 @@ def test_dry_run() -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert list(Path().iterdir()) == []
     assert result.stdout == (
-        "Plan: gam, 12 modules, bfloat16, 46.6 kB; nothing written\n"
+        "Plan: gam, 12 modules, bfloat16, about 46.6 kB; nothing written\n"
         "\n"
         "adapter  weight  modules  rank\n"
         "sort      0.500        8    16\n"

@@ -2,11 +2,11 @@
 
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support import quiet_peft
 
 from gam.cli import main
 
@@ -34,14 +34,17 @@ def test_the_first_command_prints_what_is_shown(
 def test_the_python_code_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, adapter in (("math-lora", "sort"), ("code-lora", "rotate")):
-        shutil.copytree(ROOT / "examples" / "adapters" / adapter, tmp_path / name)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(block("python", "merge_adapters"), names)
-    assert (tmp_path / "merged" / "README.md").exists()
-    assert "'math-lora': " in capsys.readouterr().out
+    assert (tmp_path / "merged-again" / "README.md").exists()
+    assert "'reverse': " in capsys.readouterr().out
     assert isinstance(names["merged"], type(names["adapter"]))
+    (tmp_path / "merged-again").rename(tmp_path / "merged")
+    with quiet_peft():
+        exec(block("python", "PeftModel"), names)
+    assert type(names["model"]).__name__ == "PeftModelForCausalLM"
 
 
 def test_links_point_to_files() -> None:

@@ -1,11 +1,13 @@
 """The whole way: adapters saved by PEFT, merged, loaded by PEFT into the same model."""
 
 import copy
+import json
 
 import numpy as np
 import oracle
 import pytest
 import torch
+from safetensors.torch import load_file
 from support import quiet_peft
 from updates_support import dense
 
@@ -151,3 +153,36 @@ def test_merging_a_merge_again_is_the_same_update(tmp_path):
         for merged in (once, twice, load_adapter(tmp_path / "c")):
             got = merged.modules[name]
             assert oracle.relative_error(dense(got.lora_b, got.lora_a, got.scale), wanted) < 1e-6
+
+
+@pytest.mark.parametrize("setting", ["patterns", "mixed ranks", "disjoint targets"])
+def test_one_global_scaling_gives_the_same_update(setting, tmp_path):
+    """As vLLM reads an adapter: lora_alpha / r for all modules, the patterns ignored."""
+    with quiet_peft():
+        folders = [
+            save_trained(tmp_path / str(seed), seed, **options)
+            for seed, options in enumerate(SETTINGS[setting])
+        ]
+    merged = merge_adapters(folders, output=tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert not config["use_rslora"]
+    assert config["modules_to_save"] is None
+    assert config["bias"] == "none"
+    assert config["r"] == max(update.rank for update in merged.modules.values())
+    scaling = config["lora_alpha"] / config["r"]
+    for name, update in merged.modules.items():
+        a, b = (tensors[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+        assert np.array_equal(dense(b, a, scaling), dense(update.lora_b, update.lora_a))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_report_gives_the_weights_as_applied(normalize, tmp_path):
+    with quiet_peft():
+        folders = [
+            save_trained(tmp_path / str(seed), seed, **options)
+            for seed, options in enumerate(SETTINGS["plain"][:2])
+        ]
+    merged = merge_adapters(folders, method="linear", weights=[2, 3], normalize=normalize)
+    expected = [0.4, 0.6] if normalize else [2, 3]
+    assert [entry["weight"] for entry in merged.report.inputs] == pytest.approx(expected)
