@@ -380,6 +380,7 @@ def test_a_closed_stderr_is_no_error(tmp_path: Path) -> None:
     assert done.stdout.startswith("Wrote")
 
 
+# Only Linux has a device that is always full; elsewhere nothing can stand in for it.
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
 def test_a_full_stdout_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from gam.cli import main; main()"]

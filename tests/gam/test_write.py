@@ -483,6 +483,7 @@ for number, line in enumerate(sys.stdin.read().splitlines()):
 """
 
 
+# Each case strikes a forked child in the middle of a system call; Windows has no fork.
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_write_that_is_struck_leaves_no_half(tmp_path: Path) -> None:
     stages = [("open", "safetensors"), ("open", "config.json"), ("os.rename", ".tmp")]
