@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gam import __version__
-from gam.errors import GamError, OptionError
+from gam.errors import OptionError
+from gam.terminal import Command, Option, byte_size, counted, number, percent, shown, span, table
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter
@@ -34,51 +35,6 @@ Examples:
 An ADAPTER is a folder that PEFT saved, or a .safetensors file. The result is a folder
 that PEFT and vLLM load like any other adapter.
 """
-
-
-class _Option(click.Option):
-    """An option that `--help` lists under a heading."""
-
-    def __init__(self, *args: Any, heading: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.heading = heading
-
-
-class _Command(click.Command):
-    """A command with headings in its help, and `GamError` as one line and an exit code."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, grouped by heading."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None and isinstance(param, click.Option):
-                groups.setdefault(getattr(param, "heading", "What to show"), []).append(record)
-        for heading, records in groups.items():
-            with formatter.section(heading):
-                formatter.write_dl(records, col_max=34)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command: exit 2 on wrong usage, 1 on anything else that is refused."""
-        try:
-            return super().invoke(ctx)
-        except OptionError as error:
-            raise click.UsageError(str(error), ctx) from error
-        except GamError as error:
-            raise click.ClickException(str(error)) from error
-        except BrokenPipeError:
-            raise
-        except OSError as error:  # only printing is left: files have errors of their own
-            raise click.ClickException(f"cannot print the result: {error.strerror}") from error
-        except MemoryError as error:
-            raise click.ClickException(_OUT_OF_MEMORY) from error
-        except RuntimeError as error:
-            if "allocate memory" not in str(error):  # how torch says it on a CPU
-                raise
-            raise click.ClickException(_OUT_OF_MEMORY) from error
-
-
-_OUT_OF_MEMORY = "not enough memory for this merge; free some, or merge fewer adapters at a time"
 
 
 def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float] | None:
@@ -128,15 +84,15 @@ def _parameter_help(param: Param) -> tuple[str, str]:
     return flag, f"{param.help}  [default: {str(param.default).lower()}]"
 
 
-_output = partial(click.option, cls=_Option, heading="Output")
-_mixing = partial(click.option, cls=_Option, heading="How to merge")
-_size = partial(click.option, cls=_Option, heading="Size and precision of the result")
-_input = partial(click.option, cls=_Option, heading="What to accept")
-_show = partial(click.option, cls=_Option, heading="What to show")
+_output = partial(click.option, cls=Option, heading="Output")
+_mixing = partial(click.option, cls=Option, heading="How to merge")
+_size = partial(click.option, cls=Option, heading="Size and precision of the result")
+_input = partial(click.option, cls=Option, heading="What to accept")
+_show = partial(click.option, cls=Option, heading="What to show")
 
 
 @click.command(
-    cls=_Command,
+    cls=Command,
     epilog=_EPILOG,
     context_settings={"show_default": True, "max_content_width": 100},
 )
@@ -268,7 +224,7 @@ def main(
     assert output is not None
     folder = merged.save(output, overwrite=overwrite)
     for warning in merged.report.warnings:
-        click.echo(f"Warning: {_shown(warning)}", err=True)
+        click.echo(f"Warning: {shown(warning)}", err=True)
     if as_json:
         record = json.loads((folder / REPORT_NAME).read_text("utf-8"))
         click.echo(json.dumps({"output": str(folder), **record}, indent=2))
@@ -300,46 +256,46 @@ def _result_text(merged: Adapter, output: str) -> Iterator[str]:
     ranks = [module.rank for module in merged.modules.values()]
     size = (Path(output) / "adapter_model.safetensors").stat().st_size
     yield (
-        f"Wrote {_shown(output)}: {report.method}, {_count(ranks, 'module')}, "
-        f"rank {_span(ranks)}, {report.dtype}, {_bytes(size)}"
+        f"Wrote {shown(output)}: {report.method}, {counted(ranks, 'module')}, "
+        f"rank {span(ranks)}, {report.dtype}, {byte_size(size)}"
     )
     yield ""
     rows = [
         (
-            _shown(entry["name"]),
+            shown(entry["name"]),
             f"{entry['weight']:.3f}",
             str(entry["modules"]),
-            _span(entry["ranks"]),
-            _number(report.cosines[entry["name"]]),
+            span(entry["ranks"]),
+            number(report.cosines[entry["name"]]),
         )
         for entry in report.inputs
     ]
-    yield from _table(("adapter", "weight", "modules", "rank", "cosine with result"), rows)
+    yield from table(("adapter", "weight", "modules", "rank", "cosine with result"), rows)
     yield ""
-    yield f"size           {_number(report.norm_ratio)} of the mean size of the adapters"
-    yield f"energy kept    {_percent(report.energy_kept)} of the exact merge, at this rank"
-    yield f"rounding       {_percent(report.rounding_error)} change from writing {report.dtype}"
+    yield f"size           {number(report.norm_ratio)} of the mean size of the adapters"
+    yield f"energy kept    {percent(report.energy_kept)} of the exact merge, at this rank"
+    yield f"rounding       {percent(report.rounding_error)} change from writing {report.dtype}"
 
 
 def _plan_text(plan: Plan) -> Iterator[str]:
     size = "size decided by the energy"
     if plan.output_bytes is not None:
-        size = f"about {_bytes(plan.output_bytes)}"
+        size = f"about {byte_size(plan.output_bytes)}"
     yield (
-        f"Plan: {plan.strategy.name}, {_count(plan.modules, 'module')}, {_dtype(plan)}, {size}; "
+        f"Plan: {plan.strategy.name}, {counted(plan.modules, 'module')}, {_dtype(plan)}, {size}; "
         "nothing written"
     )
     yield ""
     rows = [
         (
-            _shown(adapter.name),
+            shown(adapter.name),
             f"{weight:.3f}",
             str(len(adapter.modules)),
-            _span([module.rank for module in adapter.modules.values()]),
+            span([module.rank for module in adapter.modules.values()]),
         )
         for adapter, weight in zip(plan.adapters, plan.applied, strict=True)
     ]
-    yield from _table(("adapter", "weight", "modules", "rank"), rows)
+    yield from table(("adapter", "weight", "modules", "rank"), rows)
     yield ""
     names = [adapter.name for adapter in plan.adapters]
     known = [module.rank for module in plan.modules if module.rank is not None]
@@ -353,8 +309,8 @@ def _plan_text(plan: Plan) -> Iterator[str]:
         )
         for module in plan.modules
     )
-    head = ("modules", "shape", *map(_shown, names), "result", "count")
-    yield from _table(head, [(*row, str(count)) for row, count in sorted(alike.items())])
+    head = ("modules", "shape", *map(shown, names), "result", "count")
+    yield from table(head, [(*row, str(count)) for row, count in sorted(alike.items())])
 
 
 def _plan_record(plan: Plan, output: str | None) -> dict[str, Any]:
@@ -388,45 +344,5 @@ def _plan_record(plan: Plan, output: str | None) -> dict[str, Any]:
     }
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield lines in columns: the first to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for first, *rest in (head, *rows):
-        cells = [text.rjust(width) for text, width in zip(rest, widths[1:], strict=True)]
-        yield "  ".join([first.ljust(widths[0]), *cells])
-
-
-def _shown(name: str) -> str:
-    """Return a name as it is, or escaped where it would disturb the terminal."""
-    return name if name.isprintable() else repr(name)
-
-
 def _dtype(plan: Plan) -> str:
     return str(plan.dtype).removeprefix("torch.")
-
-
-def _count(items: Sequence[Any], noun: str) -> str:
-    return f"{len(items)} {noun}" + ("" if len(items) == 1 else "s")
-
-
-def _span(ranks: Sequence[int]) -> str:
-    low, high = min(ranks), max(ranks)
-    return str(low) if low == high else f"{low}-{high}"
-
-
-def _number(value: float) -> str:
-    return "undefined" if value != value else f"{value:.3f}"
-
-
-def _percent(value: float) -> str:
-    if 0 < value < 1e-5:
-        return "below 0.001 %"
-    return "undefined" if value != value else f"{100 * value:.4g} %"
-
-
-def _bytes(size: int) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000  # type: ignore[assignment]
-    return f"{size:.3g} GB"

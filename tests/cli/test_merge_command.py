@@ -209,7 +209,7 @@ def test_no_memory_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch
     assert_failed(
         invoke(SORT, "-o", "out"),
         1,
-        "Error: not enough memory for this merge; free some, or merge fewer adapters at a time\n",
+        "Error: not enough memory; free some, or do less at a time\n",
     )
 
 

@@ -52,7 +52,7 @@ except SystemExit:
     modules = imported_by(code, tmp_path)
     assert "click" in modules
     assert not layers(modules, "torch", "numpy", "safetensors", "gam_kernels")
-    assert layers(modules, "gam") == {"gam", "gam.errors", "gam.cli"}
+    assert layers(modules, "gam") == {"gam", "gam.errors", "gam.terminal", "gam.cli"}
 
 
 def test_kernels_never_import_gam(tmp_path: Path) -> None:
