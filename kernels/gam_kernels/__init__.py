@@ -1,7 +1,12 @@
-"""Batched small linear algebra for merging low-rank updates. Imports torch only."""
+"""Batched small linear algebra for merging low-rank updates. Imports torch only.
 
-from gam_kernels.gram import combine, gram
+Triton is imported at the first call that runs a kernel, never before.
+"""
+
+from gam_kernels._backend import resolve
+from gam_kernels.combine.op import combine
+from gam_kernels.gram.op import gram
 from gam_kernels.orthonormal import orthonormalize, orthonormalize_gram
-from gam_kernels.polar import polar
+from gam_kernels.polar.op import polar
 
-__all__ = ["combine", "gram", "orthonormalize", "orthonormalize_gram", "polar"]
+__all__ = ["combine", "gram", "orthonormalize", "orthonormalize_gram", "polar", "resolve"]

@@ -6,12 +6,16 @@ import torch
 from updates_support import factors
 
 from gam_kernels import combine, gram, orthonormalize, orthonormalize_gram, polar
+from gam_kernels.combine import reference as combine_reference
+from gam_kernels.gram import reference as gram_reference
 
 
 def tall(d, r, cond=1.0, seed=0):
     return factors(d, 1, r, seed, cond_b=cond, dtype=torch.float64)[0]
 
 
+GRAMS = {"op": gram, "reference": gram_reference.gram}
+COMBINES = {"op": combine, "reference": combine_reference.combine}
 WIDTHS = [(1,), (3, 0, 2), (64, 33), (130, 127)]
 LONG = [5, 50, 3000]
 
@@ -31,6 +35,7 @@ def joined(factors):
     return torch.stack([torch.cat([part.double() for part in row], dim=1) for row in factors])
 
 
+@pytest.mark.parametrize("function", GRAMS)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 @pytest.mark.parametrize("length", LONG)
@@ -44,9 +49,9 @@ def joined(factors):
     ],
     ids=str,
 )
-def test_gram(source, working, bound, length, widths, transposed):
+def test_gram(source, working, bound, length, widths, transposed, function):
     factors = parts(length, widths, source, transposed)
-    result = gram(factors, working)
+    result = GRAMS[function](factors, working)
     whole = joined(factors)
     expected = np.einsum("mdp,mdq->mpq", whole.numpy(), whole.numpy())
     lengths = whole.norm(dim=1).numpy()
@@ -56,15 +61,16 @@ def test_gram(source, working, bound, length, widths, transposed):
     assert (np.abs(result.numpy() - expected) <= limits).all()
 
 
+@pytest.mark.parametrize("function", COMBINES)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 @pytest.mark.parametrize("length", LONG)
 @pytest.mark.parametrize("target", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("working", [torch.float64, torch.float32], ids=str)
-def test_combine(working, target, length, widths, transposed):
+def test_combine(working, target, length, widths, transposed, function):
     factors = parts(length, widths, torch.bfloat16, transposed)
     coefficients = torch.randn(2, sum(widths), 4).double()
-    result, errors = combine(factors, coefficients, working, target)
+    result, errors = COMBINES[function](factors, coefficients, working, target)
     exact = joined(factors) @ coefficients
     epsilon = max(torch.finfo(target).eps, torch.finfo(working).eps)
     terms = joined(factors).abs() @ coefficients.abs()

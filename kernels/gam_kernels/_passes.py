@@ -1,4 +1,4 @@
-"""The two passes over the long factors: Gram matrices, and linear combinations.
+"""`gram` and `combine` on a CPU.
 
 Each factor is read once for its Gram matrix and once for the combination. Blocks of rows of
 all factors are converted side by side into a buffer that stays in the processor's cache; the
@@ -18,17 +18,7 @@ _STRIP = 96
 
 
 def gram(factors: Sequence[Sequence[torch.Tensor]], dtype: torch.dtype) -> torch.Tensor:
-    """Return the Gram matrix ``X^T X`` of the factors of each module side by side.
-
-    Args:
-        factors: For each of m modules, tensors [width, r_i] of any float dtypes; width and
-            r_i are the same in all modules. Views of rows or of columns are both fine.
-        dtype: float32 or float64, of the products; blocks are summed in float64.
-
-    Returns:
-        [m, p, p] float64 with p the sum of the r_i, exactly symmetric. With float32 products
-        the error is about 2e-8 of the lengths of the two columns.
-    """
+    """Return what `gam_kernels.gram` does, for one module or more."""
     width = sum(factor.shape[1] for factor in factors[0])
     result = torch.zeros(len(factors), width, width, dtype=torch.float64)
     product = torch.zeros(width, width, dtype=dtype)
@@ -52,19 +42,7 @@ def combine(
     dtype: torch.dtype,
     out_dtype: torch.dtype,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Return ``X @ coefficients`` for the factors X of each module side by side, rounded.
-
-    Args:
-        factors: As for `gram`.
-        coefficients: [m, p, n] float64.
-        dtype: float32 or float64, of the products.
-        out_dtype: Of the result.
-
-    Returns:
-        For each module the product [width, n] in ``out_dtype``, its memory laid out as that
-        of the factors; and [m, n] float64, the squared length of what rounding to
-        ``out_dtype`` changed in each column.
-    """
+    """Return what `gam_kernels.combine` does, for one module or more."""
     results = []
     count = coefficients.shape[-1]
     errors = torch.zeros(len(factors), count, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The orthogonal Procrustes problem: polar factors of small matrices."""
+"""Polar factors in plain torch: the definition of correct."""
 
 from __future__ import annotations
 
@@ -9,24 +9,13 @@ _SAFE = 1e-8
 
 
 def polar(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the partial isometry nearest to each matrix, and its smallest singular value.
+    """Return the polar factors [m, p, q] and the smallest singular values [m].
 
-    For ``M = P Sigma Q^T`` the factor is ``P Q^T``: the rotation that solves
-    ``argmin ||X R - Y||_F`` for ``M = X^T Y``. It is ``M (M^T M)^-1/2``, made exact by one
-    step of Newton and Schulz; where M is near singular, from the SVD. Where M is singular
-    the factor is not unique; the one that the SVD gives is returned, the same for the same
-    input.
+    ``M (M^T M)^-1/2``, made exact by one step of Newton and Schulz; where M is near singular,
+    from the SVD.
 
     Args:
         matrix: [m, p, q] float64.
-
-    Returns:
-        factor: [m, p, q]; ``factor^T factor`` (or ``factor factor^T``, whichever is smaller)
-            is the identity to 1e-13.
-        smallest: [m] the smallest of the min(p, q) singular values; 0 means "not unique".
-
-    Source: Schönemann 1966, doi:10.1007/BF02289451 (Procrustes); Higham 2008, Functions of
-        Matrices, chapter 8 (polar factors).
     """
     if matrix.shape[-2] < matrix.shape[-1]:
         factor, smallest = polar(matrix.mT)

@@ -1,0 +1,1 @@
+"""Linear combinations of the factors of many adapters."""

@@ -1,0 +1,1 @@
+"""Polar factors of small matrices."""
