@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -19,10 +18,11 @@ from typing import Any
 import torch
 
 from gam.adapter import Adapter, LowRank, Source
+from gam.batches import batches, resolve
 from gam.config import output_config
 from gam.errors import AdapterError
 from gam.plan import Plan, PlannedModule, plan_merge
-from gam.refactor import InexactError, Spectrum, choose_rank, decompose
+from gam.refactor import Spectrum, choose_rank, decompose
 from gam.report import (
     MergeReport,
     ModuleReport,
@@ -31,13 +31,10 @@ from gam.report import (
     located,
 )
 from gam.threads import run
-from gam.updates import Product, Rows, Side, Update, from_factors, from_module
+from gam.updates import Product, Rows, Side, Update
 from gam.write import check_output
 from gam_kernels import gram
 from gam_kernels.sketch import low_rank
-
-# Working memory of a batch of modules; large enough that Python's own cost disappears.
-_BATCH_BYTES = 24 * 2**20
 
 _Merged = tuple[list[LowRank], list[ModuleReport], list[Tally], Mapping[str, Sequence[int]]]
 
@@ -96,7 +93,9 @@ def execute(plan: Plan, progress: Callable[[int, int], None] | None = None) -> A
     reports: dict[str, ModuleReport] = {}
     tallies: dict[str, Tally] = {}
     warnings: dict[str, list[str]] = defaultdict(list)
-    for done in run(partial(_merge_batch, plan), list(_batches(plan))):
+    merge = partial(_merge_modules, plan)
+    fast = plan.dtype != torch.float32
+    for done in run(partial(resolve, plan, merge, fast=fast), list(batches(plan))):
         for modules, (factors, found_reports, found_tallies, found) in done:
             names = [module.name for module in modules]
             merged.update(zip(names, factors, strict=True))
@@ -130,72 +129,6 @@ def _paths(adapters: Sequence[str | PathLike[str] | Adapter]) -> list[str | Path
     """Return the files that the adapters are read from."""
     sources = [a.source if isinstance(a, Adapter) else a for a in adapters]
     return [s.path if isinstance(s, Source) else s for s in sources if s is not None]
-
-
-def _batches(plan: Plan) -> Iterator[list[PlannedModule]]:
-    """Yield runs of modules that have shape, holders and ranks in common."""
-    alike: dict[Any, list[PlannedModule]] = defaultdict(list)
-    for module in plan.modules:
-        alike[module.shape, tuple(module.ranks.items()), module.rank].append(module)
-    for (shape, ranks, rank), modules in alike.items():
-        # The factors and the result, in float64.
-        columns = sum(r for _, r in ranks) + (rank or 0)
-        size = max(1, _BATCH_BYTES // (8 * columns * sum(shape)))
-        for start in range(0, len(modules), size):
-            yield modules[start : start + size]
-
-
-def _merge_batch(
-    plan: Plan, modules: Sequence[PlannedModule]
-) -> list[tuple[Sequence[PlannedModule], _Merged]]:
-    """Merge a batch: in float32 what that serves, in float64, or module by module."""
-    adapters = {adapter.name: adapter for adapter in plan.adapters}
-    holders = [adapters[name] for name in modules[0].ranks]
-    done: list[tuple[Sequence[PlannedModule], _Merged]] = []
-    if plan.dtype != torch.float32 and all(_is_half(a, m) for a in holders for m in modules):
-        with suppress(InexactError):
-            modules = _merge_safe(plan, holders, modules, torch.float32, done)
-    for module in _merge_safe(plan, holders, modules, torch.float64, done):
-        names, b, a, scales = _load(holders, [module])
-        updates = from_module(names, b[0], a[0], scales[0])
-        done.append(([module], _merge_modules(plan, [module], updates)))
-    return done
-
-
-def _merge_safe(
-    plan: Plan,
-    holders: Sequence[Adapter],
-    modules: Sequence[PlannedModule],
-    dtype: torch.dtype,
-    done: list[tuple[Sequence[PlannedModule], _Merged]],
-) -> list[PlannedModule]:
-    """Merge the modules whose Gram matrices are safe in a precision; return the others."""
-    if not modules:
-        return []
-    updates, careful = from_factors(*_load(holders, modules), dtype)
-    if updates:
-        safe = [module for index, module in enumerate(modules) if index not in careful]
-        done.append((safe, _merge_modules(plan, safe, updates)))
-    return [modules[index] for index in careful]
-
-
-def _is_half(adapter: Adapter, module: PlannedModule) -> bool:
-    update = adapter.modules[module.name]
-    return update.lora_a.dtype.itemsize == update.lora_b.dtype.itemsize == 2
-
-
-def _load(
-    adapters: Sequence[Adapter], modules: Sequence[PlannedModule]
-) -> tuple[list[str], list[list[torch.Tensor]], list[list[torch.Tensor]], torch.Tensor]:
-    """Return what `from_factors` takes: labels, B and A of each module, scalings."""
-    updates = [[adapter.modules[module.name] for adapter in adapters] for module in modules]
-    scales = [[update.scale for update in row] for row in updates]
-    return (
-        [adapter.name for adapter in adapters],
-        [[update.lora_b for update in row] for row in updates],
-        [[update.lora_a for update in row] for row in updates],
-        torch.tensor(scales, dtype=torch.float64),
-    )
 
 
 def _merge_modules(

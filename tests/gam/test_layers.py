@@ -76,6 +76,7 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
         ("gam.write", ("safetensors", "gam_kernels", "gam.strategies", "gam.read", "gam.card")),
         ("gam.strategies", ("safetensors", "gam.adapter", "gam.read", "gam.plan", "gam.card")),
         ("gam.plan", ("gam.write", "gam.merge", "gam.card")),
+        ("gam.batches", ("gam.write", "gam.merge", "gam.card")),
         ("gam.merge", ("gam.card",)),
     ],
 )
