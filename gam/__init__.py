@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gam.errors import AdapterError, GamError, OptionError, OutputError
+from gam.errors import AdapterError, GamError, OptionError, OutputError, PluginError
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter, LowRank
@@ -21,6 +21,7 @@ __all__ = [
     "LowRank",
     "OptionError",
     "OutputError",
+    "PluginError",
     "load_adapter",
     "merge_adapters",
 ]

@@ -107,7 +107,11 @@ def _inputs_table(report: MergeReport) -> str:
 
 def _method(report: MergeReport) -> str:
     paper = f" ({_plain(report.paper)})" if report.paper else ""
-    return f"Method `{report.method}`{paper}. To make it again, give the same adapters in order:"
+    package = f" of the package {_code(report.package)}" if report.package else ""
+    return (
+        f"Method `{report.method}`{package}{paper}. "
+        "To make it again, give the same adapters in order:"
+    )
 
 
 def _command(report: MergeReport) -> str:

@@ -6,24 +6,26 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from gam import __version__
-from gam.errors import OptionError
+from gam.errors import OptionError, PluginError
+from gam.strategies import STRATEGIES, Param, get, names, parameters
 from gam.terminal import Command, Option, byte_size, counted, number, percent, shown, span, table
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter
     from gam.plan import Plan
-    from gam.strategies.base import Param
 
 # Parameters of methods that have a flag of their own; the others go through -p.
 _PARAMETER_FLAGS = ("reference", "density")
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _EPILOG = """\b
 Examples:
@@ -61,12 +63,17 @@ def _assignments(
 def _list_methods(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
-    from gam.strategies import STRATEGIES
-
     formatter = ctx.make_formatter()
-    for strategy in STRATEGIES.values():
-        with formatter.section(strategy.name):
+    for name in names():
+        with formatter.section(name):
+            try:
+                strategy = get(name)
+            except PluginError as error:
+                formatter.write_text(f"Broken: {error}")
+                continue
             formatter.write_text(strategy.summary)
+            if strategy.package:
+                formatter.write_text(f"From {strategy.package}")
             if strategy.paper:
                 formatter.write_text(f"Paper: {strategy.paper}")
             if strategy.params:
@@ -76,12 +83,20 @@ def _list_methods(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 def _parameter_help(param: Param) -> tuple[str, str]:
-    values = "true|false" if param.kind == "bool" else param.kind.upper()
     own = param.name in _PARAMETER_FLAGS
-    flag = f"--{param.name} {values}" if own else f"-p {param.name}={values}"
-    if param.default is None:
-        return flag, param.help
-    return flag, f"{param.help}  [default: {str(param.default).lower()}]"
+    flag = f"--{param.name} {param.values}" if own else f"-p {param.name}={param.values}"
+    return flag, param.help + _default(param)
+
+
+def _default(param: Param) -> str:
+    return "" if param.default is None else f"  [default: {str(param.default).lower()}]"
+
+
+def _flag(name: str) -> Callable[[_Function], _Function]:
+    """Return the option of a parameter; its help says which methods have it."""
+    found = [(param, owners) for param, owners in parameters() if param.name == name]
+    texts = (f"{', '.join(owners)}: {param.help}{_default(param)}" for param, owners in found)
+    return _mixing(f"--{name}", metavar=found[0][0].values, help=" ".join(texts))
 
 
 _output = partial(click.option, cls=Option, heading="Output")
@@ -104,7 +119,8 @@ _show = partial(click.option, cls=Option, heading="What to show")
     "--method",
     metavar="NAME",
     default="gam",
-    help="Merging method: gam, linear or ties; see --list-methods.",
+    help=f"Merging method: {', '.join(STRATEGIES)}, or one that an installed package brings; "
+    "see --list-methods.",
 )
 @_mixing(
     "--weights",
@@ -125,21 +141,11 @@ _show = partial(click.option, cls=Option, heading="What to show")
     help="Count a module that an adapter lacks as a zero update, or share its weight out "
     "among the adapters that have it.",
 )
-@_mixing(
-    "--reference",
-    metavar="NAME|INDEX|consensus",
-    help="gam: adapter whose frame the others are rotated onto, by name or by position from "
-    "0, or the mean of all.  [default: the first of the largest rank]",
-)
-@_mixing(
-    "--density",
-    metavar="X",
-    type=float,
-    help="ties: share of the entries of each update to keep.  [default: 0.2]",
-)
+@_flag("reference")
+@_flag("density")
 @_mixing(
     "-p",
-    "parameters",
+    "assigned",
     metavar="NAME=VALUE",
     multiple=True,
     callback=_assignments,
@@ -190,9 +196,7 @@ def main(
     output: str | None,
     overwrite: bool,
     dry_run: bool,
-    reference: str | None,
-    density: float | None,
-    parameters: list[tuple[str, str]],
+    assigned: list[tuple[str, str]],
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -200,8 +204,8 @@ def main(
     """Merge LoRA adapters of one base model into a single LoRA adapter."""
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output' (or --dry-run).", ctx)
-    flags = {"reference": reference, "density": density}
-    params = _parameters(flags, parameters, taken=options)
+    flags = {name: options.pop(name) for name in _PARAMETER_FLAGS}
+    params = _parameters(flags, assigned, taken=options)
 
     from gam.files import REPORT_NAME
     from gam.merge import execute

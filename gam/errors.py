@@ -15,3 +15,7 @@ class OptionError(GamError, ValueError):
 
 class OutputError(GamError, OSError):
     """The result cannot be written."""
+
+
+class PluginError(GamError, ImportError):
+    """A method that another package brings cannot be used."""

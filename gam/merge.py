@@ -20,7 +20,7 @@ import torch
 from gam.adapter import Adapter, LowRank, Source
 from gam.batches import batches, resolve
 from gam.config import output_config
-from gam.errors import AdapterError
+from gam.errors import AdapterError, PluginError
 from gam.plan import Plan, PlannedModule, plan_merge
 from gam.refactor import Spectrum, choose_rank, decompose
 from gam.report import (
@@ -30,6 +30,7 @@ from gam.report import (
     findings,
     located,
 )
+from gam.signature import with_options_of
 from gam.threads import run
 from gam.updates import Product, Rows, Side, Update
 from gam.write import check_output
@@ -39,6 +40,7 @@ from gam_kernels.sketch import low_rank
 _Merged = tuple[list[LowRank], list[ModuleReport], list[Tally], Mapping[str, Sequence[int]]]
 
 
+@with_options_of(plan_merge)
 def merge_adapters(
     adapters: Sequence[str | PathLike[str] | Adapter],
     *,
@@ -55,7 +57,7 @@ def merge_adapters(
         **options: As for `gam.plan.plan_merge`, the names of the flags: ``method``, ``weights``,
             ``normalize``, ``scale``, ``rank``, ``uniform_rank``, ``missing``, ``dtype``,
             ``alpha``, ``allow_pickle``, ``allow_base_mismatch``, and the parameters of the
-            method: ``reference``, ``retract``, ``match_norm`` (gam), ``density`` (ties).
+            method, listed at the end.
 
     Returns:
         The merged adapter, its factors in the output dtype and with scaling 1; its
@@ -137,7 +139,12 @@ def _merge_modules(
     """Run the strategy on updates that are all present, and re-factorise the result."""
     if not updates:
         return *_zeros(plan, modules), {}
-    result = plan.strategy.function(updates, _weights(plan, updates), **plan.params)
+    result = plan.strategy.load()(updates, _weights(plan, updates), **plan.params)
+    if not isinstance(result, (Product, Rows)):
+        raise PluginError(
+            f"method {plan.strategy.name!r} of package {plan.strategy.package!r}: returned a "
+            f"{type(result).__name__}, expected a gam.updates.Product or Rows; tell its author"
+        )
     inputs = updates[0].left.side, updates[0].right.side
     if isinstance(result, Rows):
         sides, product, exact, crossed = _approximate(result, modules[0], updates)
@@ -331,6 +338,7 @@ def _report(
     report = MergeReport(
         method=plan.strategy.name,
         paper=plan.strategy.paper,
+        package=plan.strategy.package,
         options=plan.options,
         inputs=inputs,
         dtype=str(plan.dtype).removeprefix("torch."),

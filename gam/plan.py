@@ -126,6 +126,7 @@ def plan_merge(
         AdapterError: An adapter is refused.
     """
     strategy = strategies.get(method)
+    strategy.load()  # what is broken shows before anything is read
     if isinstance(adapters, (str, PathLike, Adapter)):
         raise OptionError(f"adapters: got one, {adapters!r}; give a list of adapters")
     adapters = list(adapters)

@@ -62,6 +62,7 @@ class MergeReport:
         energy_kept: As in `ModuleReport`, over all modules together.
         rounding_error: As in `ModuleReport`, over all modules together.
         warnings: One line each; the user should read them.
+        package: Distribution and version that brings the method; empty for gam's own.
     """
 
     method: str
@@ -75,6 +76,7 @@ class MergeReport:
     energy_kept: float
     rounding_error: float
     warnings: Sequence[str] = ()
+    package: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal
 
 from gam.errors import OptionError
 
-Kind = Literal["bool", "float", "int", "adapter"]
+Kind = Literal["bool", "float", "int", "adapter", "choice"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Param:
 
     Attributes:
         name: Keyword of the strategy's function.
-        kind: "adapter" takes an adapter's name or its index from 0, or one of ``choices``.
+        kind: "adapter" takes an adapter's name or its index from 0, or one of ``choices``;
+            "choice" takes one of ``choices`` only.
         default: Value when the user gives none.
         help: One sentence.
         minimum: Smallest value allowed, itself included.
@@ -34,6 +36,18 @@ class Param:
     maximum: float = math.inf
     choices: tuple[str, ...] = ()
 
+    @property
+    def values(self) -> str:
+        """What may be given, as the help shows it."""
+        if self.kind == "bool":
+            return "true|false"
+        if self.kind in ("adapter", "choice"):
+            return "|".join([*(("NAME", "INDEX") if self.kind == "adapter" else ()), *self.choices])
+        low, high = (
+            f"{end:g}" if math.isfinite(end) else "" for end in (self.minimum, self.maximum)
+        )
+        return self.kind.upper() + (f" from {low}" if low else "") + (f" to {high}" if high else "")
+
 
 @dataclass(frozen=True)
 class Strategy:
@@ -41,20 +55,32 @@ class Strategy:
 
     Attributes:
         name: What the user types.
-        function: ``function(updates, weights, **params) -> Product | Rows``. ``updates``
-            is a sequence of `gam.updates.Update`, all present and non-zero, at least one;
+        function: ``function(updates, weights, **params) -> Product | Rows``, or where it is,
+            as "module:name", so that listing methods imports no torch. ``updates`` is a
+            sequence of `gam.updates.Update`, all present and non-zero, at least one;
             ``weights`` one float for each, their absolute values summing to at most one
-            (less where some adapter lacks these modules). Pure: no files, no printing.
+            (less where some adapter lacks these modules). Every parameter is a keyword.
+            Pure: no files, no printing.
         summary: One line.
         paper: Reference to the paper, for the model card.
         params: Its parameters.
+        package: Distribution and version that brings it; empty for a method of gam's own.
     """
 
     name: str
-    function: Callable[..., Any]
+    function: Callable[..., Any] | str
     summary: str
     paper: str
     params: tuple[Param, ...] = ()
+    package: str = ""
+
+    def load(self) -> Callable[..., Any]:
+        """Return the function, imported if need be."""
+        if not isinstance(self.function, str):
+            return self.function
+        module, _, name = self.function.partition(":")
+        function: Callable[..., Any] = getattr(import_module(module), name)
+        return function
 
     def check(self, values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         """Return every parameter with a checked value, defaults filled in.
@@ -97,6 +123,10 @@ class Strategy:
             if not isinstance(value, bool):
                 raise OptionError(f"{where}: got {value!r}, expected true or false")
             return value
+        if param.kind == "choice":
+            raise OptionError(
+                f"{where}: got {value!r}, expected one of: {', '.join(param.choices)}"
+            )
         word = "a whole number" if param.kind == "int" else "a number"
         try:
             number = float(value) if not isinstance(value, bool) else math.nan

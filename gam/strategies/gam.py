@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from gam.strategies.base import Param, Strategy
 from gam.updates import Basis, Product, Update
 from gam_kernels import polar
 
@@ -223,28 +222,3 @@ def _warnings(diagnostics: dict[str, list[Any]]) -> dict[str, list[int]]:
         if rows:
             found[text] = rows
     return found
-
-
-GAM = Strategy(
-    name="gam",
-    function=gam,
-    summary="Align the singular subspaces by rotations, then average bases and cores.",
-    paper="Preference Delta Aggregation with LoRA Merging, arXiv 2606.00357",
-    params=(
-        Param(
-            "reference",
-            "adapter",
-            None,
-            "Adapter whose frame the others are rotated onto, or `consensus` for their mean; "
-            "default: the first of the largest rank.",
-            choices=("consensus",),
-        ),
-        Param("retract", "bool", False, "Use the orthonormal bases nearest to the mean bases."),
-        Param(
-            "match_norm",
-            "bool",
-            False,
-            "Scale each module to the weighted mean of its inputs' norms.",
-        ),
-    ),
-)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gam.strategies.base import Strategy
 from gam.updates import Product, Update, block_diagonal
 
 
@@ -20,11 +19,3 @@ def linear(updates: Sequence[Update], weights: Sequence[float]) -> Product:
     """
     core = block_diagonal([w * u.core for u, w in zip(updates, weights, strict=True)])
     return Product(None, core, None)
-
-
-LINEAR = Strategy(
-    name="linear",
-    function=linear,
-    summary="Weighted sum of the updates, best approximation at the output rank.",
-    paper="",
-)

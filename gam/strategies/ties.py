@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 
-from gam.strategies.base import Param, Strategy
 from gam.updates import Rows, Update
 from gam_kernels.select import block_rows, kth_magnitude
 
@@ -178,22 +177,3 @@ def _sample(left: torch.Tensor, right: torch.Tensor, n: int) -> torch.Tensor:
         for size in (left.shape[0], right.shape[1])
     )
     return (left[i] * right.mT[j]).sum(1)
-
-
-TIES = Strategy(
-    name="ties",
-    function=ties,
-    summary="Trim each update to its largest entries, elect signs, average what agrees.",
-    paper="Yadav et al. 2023, TIES-Merging: Resolving Interference When Merging Models, "
-    "arXiv:2306.01708",
-    params=(
-        Param(
-            "density",
-            "float",
-            0.2,
-            "Share of the entries of each update that are kept, the largest ones.",
-            minimum=0,
-            maximum=1,
-        ),
-    ),
-)

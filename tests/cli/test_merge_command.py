@@ -105,11 +105,11 @@ def test_list_methods() -> None:
     for strategy in STRATEGIES.values():
         assert f"{strategy.name}:\n  {strategy.summary}\n" in result.stdout
         assert " ".join(strategy.paper.split()) in " ".join(result.stdout.split())
-    assert "--reference ADAPTER" in result.stdout
+    assert "--reference NAME|INDEX|consensus" in result.stdout
     assert "-p match_norm=true|false" in result.stdout
-    assert "--density FLOAT" in result.stdout
-    listed = ", ".join(list(STRATEGIES)[:-1]) + f" or {list(STRATEGIES)[-1]}"
-    assert listed in invoke("--help").stdout
+    assert "--density FLOAT from 0 to 1" in result.stdout
+    shown = " ".join(invoke("--help").stdout.split())
+    assert f"Merging method: {', '.join(STRATEGIES)}, or" in shown
 
 
 # --- wrong usage ----------------------------------------------------------------------

@@ -52,7 +52,9 @@ except SystemExit:
     modules = imported_by(code, tmp_path)
     assert "click" in modules
     assert not layers(modules, "torch", "numpy", "safetensors", "gam_kernels")
-    assert layers(modules, "gam") == {"gam", "gam.errors", "gam.terminal", "gam.cli"}
+    catalogue = layers(modules, "gam.strategies")
+    assert catalogue == {f"gam.strategies{m}" for m in ("", ".base", ".catalogue", ".plugins")}
+    assert layers(modules, "gam") - catalogue == {"gam", "gam.errors", "gam.terminal", "gam.cli"}
 
 
 def test_kernels_never_import_gam(tmp_path: Path) -> None:
@@ -74,7 +76,11 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
         ("gam.card", ("torch", "safetensors", "gam_kernels", "gam.strategies")),
         ("gam.read", ("gam_kernels", "gam.strategies", "gam.write", "gam.card")),
         ("gam.write", ("safetensors", "gam_kernels", "gam.strategies", "gam.read", "gam.card")),
-        ("gam.strategies", ("safetensors", "gam.adapter", "gam.read", "gam.plan", "gam.card")),
+        ("gam.strategies", ("torch", "safetensors", "gam_kernels", "gam.adapter", "gam.plan")),
+        (
+            "gam.strategies.ties",
+            ("safetensors", "gam.adapter", "gam.read", "gam.plan", "gam.card"),
+        ),
         ("gam.plan", ("gam.write", "gam.merge", "gam.card")),
         ("gam.batches", ("gam.write", "gam.merge", "gam.card")),
         ("gam.merge", ("gam.card",)),

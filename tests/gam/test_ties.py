@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gam.errors import OptionError
-from gam.strategies.ties import TIES, kept_entries, ties
+from gam.strategies import STRATEGIES
+from gam.strategies.ties import kept_entries, ties
 from gam.updates import Basis, Side, Update
 from gam_kernels.select import block_rows
 from gam_kernels.sketch import low_rank
@@ -347,11 +348,11 @@ def test_weights_must_match():
 
 
 def test_strategy():
-    assert TIES.name == "ties"
-    assert TIES.function is ties
-    assert "2306.01708" in TIES.paper
-    assert TIES.check({}, []) == {"density": 0.2}
-    assert TIES.check({"density": "1"}, []) == {"density": 1.0}
+    strategy = STRATEGIES["ties"]
+    assert strategy.load() is ties
+    assert "2306.01708" in strategy.paper
+    assert strategy.check({}, []) == {"density": 0.2}
+    assert strategy.check({"density": "1"}, []) == {"density": 1.0}
     for wrong in (-0.1, 1.1, math.nan):
         with pytest.raises(OptionError, match="density of method 'ties'"):
-            TIES.check({"density": wrong}, [])
+            strategy.check({"density": wrong}, [])
