@@ -22,11 +22,12 @@ _BATCH_BYTES = 24 * 2**20
 
 
 def batches(plan: Plan) -> Iterator[list[PlannedModule]]:
-    """Yield runs of modules that have shape, holders and ranks in common."""
+    """Yield runs of modules that have shape, holders, ranks and settings in common."""
     alike: dict[Any, list[PlannedModule]] = defaultdict(list)
     for module in plan.modules:
-        alike[module.shape, tuple(module.ranks.items()), module.rank].append(module)
-    for (shape, ranks, rank), modules in alike.items():
+        key = module.shape, tuple(module.ranks.items()), module.rank, id(module.settings)
+        alike[key].append(module)
+    for (shape, ranks, rank, _), modules in alike.items():
         # The factors and the result, in float64.
         columns = sum(r for _, r in ranks) + (rank or 0)
         size = max(1, _BATCH_BYTES // (8 * columns * sum(shape)))

@@ -56,7 +56,7 @@ def model_card(adapter: Adapter) -> str:
         _inputs_table(report),
         "## How",
         _method(report),
-        "```bash\n" + _command(report) + "\n```",
+        *([] if _refined(report) else ["```bash\n" + _command(report) + "\n```"]),
         "## The result",
         "\n".join(_numbers(adapter)),
         *_warnings(report),
@@ -91,7 +91,7 @@ def _inputs_table(report: MergeReport) -> str:
     rows = [
         (
             _code(entry["name"]),
-            f"{entry['weight']:.4g}",
+            "varies" if entry["weight"] is None else f"{entry['weight']:.4g}",
             str(entry["modules"]),
             ", ".join(str(rank) for rank in entry["ranks"]),
             _code(entry["sha256"][:12]) if entry["sha256"] else "in memory",
@@ -108,17 +108,22 @@ def _inputs_table(report: MergeReport) -> str:
 def _method(report: MergeReport) -> str:
     paper = f" ({_plain(report.paper)})" if report.paper else ""
     package = f" of the package {_code(report.package)}" if report.package else ""
-    return (
-        f"Method `{report.method}`{package}{paper}. "
-        "To make it again, give the same adapters in order:"
-    )
+    again = "To make it again, give the same adapters in order:"
+    if _refined(report):
+        again = "Single modules have options of their own; `gam_merge.json` has them all."
+    return f"Method `{report.method}`{package}{paper}. {again}"
+
+
+def _refined(report: MergeReport) -> bool:
+    """Tell whether the options cannot be given on a command line."""
+    lists = any(isinstance(weight, list) for weight in report.options["weights"])
+    return lists or any(module.settings for module in report.modules)
 
 
 def _command(report: MergeReport) -> str:
     """Return the command line that gives this result, with labels in place of paths."""
     options = dict(report.options)
-    # An adapter of weight 0 is absent from the inputs, but still counted for `auto`.
-    used = [repr(weight) for weight in options.pop("weights") if weight != 0]
+    used = map(repr, options.pop("weights"))
     # Labels count adapters of one name; the folders or files themselves do not.
     sources = [entry["source"] or entry["name"] for entry in report.inputs]
     words = ["gam-merge", *(_plain(PurePath(source).name) for source in sources), "-o", "OUT"]

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -267,7 +267,7 @@ def _result_text(merged: Adapter, output: str) -> Iterator[str]:
     rows = [
         (
             shown(entry["name"]),
-            f"{entry['weight']:.3f}",
+            _weight(entry["weight"]),
             str(entry["modules"]),
             span(entry["ranks"]),
             number(report.cosines[entry["name"]]),
@@ -293,7 +293,7 @@ def _plan_text(plan: Plan) -> Iterator[str]:
     rows = [
         (
             shown(adapter.name),
-            f"{weight:.3f}",
+            _weight(weight),
             str(len(adapter.modules)),
             span([module.rank for module in adapter.modules.values()]),
         )
@@ -304,17 +304,32 @@ def _plan_text(plan: Plan) -> Iterator[str]:
     names = [adapter.name for adapter in plan.adapters]
     known = [module.rank for module in plan.modules if module.rank is not None]
     widest = max(known) if known and plan.options["uniform_rank"] else 0
+    own = [module.settings.differences(plan.options) for module in plan.modules]
     alike = Counter(
         (
             re.sub(r"(?<![^.])\d+(?![^.])", "*", module.name),
             f"{module.shape[0]} x {module.shape[1]}",
             *(str(module.ranks.get(name, "-")) for name in names),
             "by energy" if module.rank is None else str(max(module.rank, widest)),
+            *([", ".join(_settings_text(settings)) or "-"] if any(own) else []),
         )
-        for module in plan.modules
+        for module, settings in zip(plan.modules, own, strict=True)
     )
-    head = ("modules", "shape", *map(shown, names), "result", "count")
+    head = ["modules", "shape", *map(shown, names), "result", "count"]
+    if any(own):
+        head.insert(-1, "settings")
     yield from table(head, [(*row, str(count)) for row, count in sorted(alike.items())])
+
+
+def _settings_text(settings: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in settings.items():
+        if name == "weights":
+            yield "weights " + "/".join(f"{weight:.3g}" for weight in value.values())
+        elif name == "method":
+            yield str(value)
+        elif value is not None:
+            text = f"{value:.3g}" if isinstance(value, float) else str(value).lower()
+            yield f"{name} {shown(text)}"
 
 
 def _plan_record(plan: Plan, output: str | None) -> dict[str, Any]:
@@ -342,6 +357,7 @@ def _plan_record(plan: Plan, output: str | None) -> dict[str, Any]:
                 "shape": list(module.shape),
                 "ranks": dict(module.ranks),
                 "rank": module.rank,
+                "settings": module.settings.differences(plan.options),
             }
             for module in plan.modules
         ],
@@ -350,3 +366,7 @@ def _plan_record(plan: Plan, output: str | None) -> dict[str, Any]:
 
 def _dtype(plan: Plan) -> str:
     return str(plan.dtype).removeprefix("torch.")
+
+
+def _weight(value: float | None) -> str:
+    return "varies" if value is None else f"{value:.3f}"

@@ -10,7 +10,16 @@ class AdapterError(GamError, ValueError):
 
 
 class OptionError(GamError, ValueError):
-    """An option is unknown, malformed, or does not fit the adapters."""
+    """An option is unknown, malformed, or does not fit the adapters.
+
+    Attributes:
+        path: Where it stands among the options, such as ("modules", "*.mlp.*", "rank").
+    """
+
+    def __init__(self, text: str, *path: str) -> None:
+        """Make the error of the option at ``path``."""
+        super().__init__(text)
+        self.path = path
 
 
 class OutputError(GamError, OSError):

@@ -21,7 +21,7 @@ from gam.adapter import Adapter, LowRank, Source
 from gam.batches import batches, resolve
 from gam.config import output_config
 from gam.errors import AdapterError, PluginError
-from gam.plan import Plan, PlannedModule, plan_merge
+from gam.plan import Given, Plan, PlannedModule, plan_merge
 from gam.refactor import Spectrum, choose_rank, decompose
 from gam.report import (
     MergeReport,
@@ -42,7 +42,7 @@ _Merged = tuple[list[LowRank], list[ModuleReport], list[Tally], Mapping[str, Seq
 
 @with_options_of(plan_merge)
 def merge_adapters(
-    adapters: Sequence[str | PathLike[str] | Adapter],
+    adapters: Sequence[Given] | Mapping[str, Given],
     *,
     output: str | PathLike[str] | None = None,
     overwrite: bool = False,
@@ -51,7 +51,8 @@ def merge_adapters(
     """Merge LoRA adapters into one.
 
     Args:
-        adapters: Paths of adapter folders or `.safetensors` files, or adapters in memory.
+        adapters: Paths of adapter folders or `.safetensors` files, or adapters in memory;
+            in a mapping, by the labels that they are to have.
         output: Folder to write; None only returns the result.
         overwrite: Replace ``output`` where it exists.
         **options: As for `gam.plan.plan_merge`, the names of the flags: ``method``, ``weights``,
@@ -127,9 +128,10 @@ def execute(plan: Plan, progress: Callable[[int, int], None] | None = None) -> A
     )
 
 
-def _paths(adapters: Sequence[str | PathLike[str] | Adapter]) -> list[str | PathLike[str]]:
+def _paths(adapters: Sequence[Given] | Mapping[str, Given]) -> list[str | PathLike[str]]:
     """Return the files that the adapters are read from."""
-    sources = [a.source if isinstance(a, Adapter) else a for a in adapters]
+    given = adapters.values() if isinstance(adapters, Mapping) else adapters
+    sources = [a.source if isinstance(a, Adapter) else a for a in given]
     return [s.path if isinstance(s, Source) else s for s in sources if s is not None]
 
 
@@ -139,10 +141,16 @@ def _merge_modules(
     """Run the strategy on updates that are all present, and re-factorise the result."""
     if not updates:
         return *_zeros(plan, modules), {}
-    result = plan.strategy.load()(updates, _weights(plan, updates), **plan.params)
+    settings = modules[0].settings
+    strategy = settings.strategy
+    weights = [settings.weights[update.name] for update in updates]
+    if plan.options["missing"] == "renormalize":
+        total = sum(map(abs, weights))
+        weights = [weight / total for weight in weights]
+    result = strategy.load()(updates, weights, **settings.params)
     if not isinstance(result, (Product, Rows)):
         raise PluginError(
-            f"method {plan.strategy.name!r} of package {plan.strategy.package!r}: returned a "
+            f"method {strategy.name!r} of package {strategy.package!r}: returned a "
             f"{type(result).__name__}, expected a gam.updates.Product or Rows; tell its author"
         )
     inputs = updates[0].left.side, updates[0].right.side
@@ -151,11 +159,11 @@ def _merge_modules(
     else:
         sides, product, exact = inputs, result, None
         crossed = [side.gram for side in inputs]
-    spectrum = decompose(sides[0], product, sides[1], modules[0].rank).scaled(plan.gain)
+    spectrum = decompose(sides[0], product, sides[1], modules[0].rank).scaled(settings.gain)
     squares = spectrum.values.square().sum(-1)
-    exact = squares if exact is None else exact * plan.gain * plan.gain
+    exact = squares if exact is None else exact * settings.gain**2
 
-    ranks = [_rank(plan, module, v) for module, v in zip(modules, spectrum.values, strict=True)]
+    ranks = [_rank(module, values) for module, values in zip(modules, spectrum.values, strict=True)]
     spectrum = spectrum.cut(max(ranks))
     values = spectrum.values
     for row, rank in enumerate(ranks):
@@ -183,21 +191,11 @@ def _merge_modules(
         )
         for row in range(len(modules))
     ]
-    reports = [
-        _module_report(
-            module, ranks[row], tallies[row], {k: v[row] for k, v in result.diagnostics.items()}
-        )
-        for row, module in enumerate(modules)
-    ]
+    reports = []
+    for row, module in enumerate(modules):
+        diagnostics = {name: values[row] for name, values in result.diagnostics.items()}
+        reports.append(_module_report(plan, module, ranks[row], tallies[row], diagnostics))
     return factors, reports, tallies, result.warnings
-
-
-def _weights(plan: Plan, updates: Sequence[Update]) -> list[float]:
-    """Return the weight of each update that is present."""
-    weights = {a.name: w for a, w in zip(plan.adapters, plan.weights, strict=True)}
-    present = [weights[update.name] for update in updates]
-    total = sum(abs(w) for w in present) if plan.options["missing"] == "renormalize" else 1.0
-    return [weight / total for weight in present]
 
 
 def _approximate(
@@ -258,10 +256,10 @@ def _inner(
     )
 
 
-def _rank(plan: Plan, module: PlannedModule, values: torch.Tensor) -> int:
+def _rank(module: PlannedModule, values: torch.Tensor) -> int:
     if module.rank is not None:
         return module.rank
-    return choose_rank(values, float(str(plan.options["rank"]).removeprefix("energy=")))
+    return choose_rank(values, float(module.settings.rank))
 
 
 def _check_overflow(
@@ -290,7 +288,7 @@ def _zeros(
         rank, (out, width) = module.rank or 1, module.shape
         a = torch.zeros(rank, width, dtype=plan.dtype)
         factors.append(LowRank(a, torch.zeros(out, rank, dtype=plan.dtype)))
-        reports.append(_module_report(module, rank, nothing, {}))
+        reports.append(_module_report(plan, module, rank, nothing, {}))
     return factors, reports, [nothing] * len(modules)
 
 
@@ -301,7 +299,7 @@ def _pad(module: LowRank, rank: int) -> LowRank:
 
 
 def _module_report(
-    module: PlannedModule, rank: int, tally: Tally, diagnostics: Mapping[str, Any]
+    plan: Plan, module: PlannedModule, rank: int, tally: Tally, diagnostics: Mapping[str, Any]
 ) -> ModuleReport:
     return ModuleReport(
         name=module.name,
@@ -309,6 +307,7 @@ def _module_report(
         ranks=module.ranks,
         rank=rank,
         norm=math.sqrt(tally.merged),
+        settings=module.settings.differences(plan.options),
         diagnostics=diagnostics,
         **tally.figures(),
     )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -17,10 +15,17 @@ from gam import strategies
 from gam.adapter import Adapter
 from gam.errors import AdapterError, OptionError
 from gam.read import check_modules, default_name, read_adapter
+from gam.settings import Rule, Settings, is_number, make_rules, record, resolve
 from gam.strategies.base import Strategy
 from gam.threads import run
 
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+
+Given: TypeAlias = str | PathLike[str] | Adapter
+"""What an adapter may be given as."""
+
+Weights: TypeAlias = Sequence[float | Sequence[float]] | Mapping[str, float | Sequence[float]]
+"""One number for each adapter, or a gradient over the layers."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,14 @@ class PlannedModule:
         shape: (out, in).
         ranks: Adapter label to rank; adapters that lack the module are absent.
         rank: Output rank, before `uniform_rank`; None where the energy decides.
+        settings: How it is merged; one object for all modules that are merged alike.
     """
 
     name: str
     shape: tuple[int, int]
     ranks: Mapping[str, int]
     rank: int | None
+    settings: Settings
 
 
 @dataclass(frozen=True)
@@ -46,30 +53,27 @@ class Plan:
 
     Attributes:
         adapters: The inputs, with unique labels; those of weight 0 are left out.
-        weights: One per adapter, their absolute values summing to one.
-        gain: Factor on the merged update: ``scale``, times the sum of the absolute weights
-            as given where they are not normalised.
-        strategy: The method.
-        params: Its parameters.
+        strategy: The method, where a module's settings name no other.
         options: Every option in force, for the record.
         modules: Sorted by name.
         dtype: Output dtype.
     """
 
     adapters: Sequence[Adapter]
-    weights: Sequence[float]
-    gain: float
     strategy: Strategy
-    params: Mapping[str, Any]
     options: Mapping[str, Any]
     modules: Sequence[PlannedModule]
     dtype: torch.dtype
 
     @property
-    def applied(self) -> list[float]:
-        """The weights as they act on the updates, ``scale`` apart."""
-        factor = self.gain / self.options["scale"]
-        return [weight * factor for weight in self.weights]
+    def applied(self) -> list[float | None]:
+        """The weights as they act on the updates, ``scale`` apart; None where modules differ."""
+        alike = {id(module.settings): module.settings for module in self.modules}.values()
+        found = []
+        for adapter in self.adapters:
+            used = {s.weights.get(adapter.name, 0.0) * (s.gain / s.scale) for s in alike}
+            found.append(used.pop() if len(used) == 1 else None)
+        return found
 
     @property
     def output_bytes(self) -> int | None:
@@ -84,27 +88,30 @@ class Plan:
 
 
 def plan_merge(
-    adapters: Sequence[str | PathLike[str] | Adapter],
+    adapters: Sequence[Given] | Mapping[str, Given],
     *,
     method: str = "gam",
-    weights: Sequence[float] | None = None,
+    weights: Weights | None = None,
     normalize: bool = True,
-    scale: float = 1.0,
-    rank: int | str = "max",
+    scale: float | Sequence[float] = 1.0,
+    rank: int | str | Sequence[int] = "max",
     uniform_rank: bool = False,
     missing: str = "zero",
     dtype: str = "auto",
     alpha: float | None = None,
     allow_pickle: bool = False,
     allow_base_mismatch: bool = False,
+    modules: Mapping[str, Mapping[str, Any]] | None = None,
     **params: Any,
 ) -> Plan:
     """Read and check everything a merge needs; compute nothing.
 
     Args:
-        adapters: Paths of adapter folders or `.safetensors` files, or adapters in memory.
+        adapters: Paths of adapter folders or `.safetensors` files, or adapters in memory;
+            in a mapping, by the labels that they are to have.
         method: Name of the strategy.
-        weights: One per adapter, any sign; 0 leaves an adapter out. None: equal.
+        weights: One per adapter, in order or by label, any sign; 0 leaves an adapter out.
+            None: equal.
         normalize: Divide the weights by the sum of their absolute values.
         scale: Factor on the merged update.
         rank: Output rank of each module: a number, "max" (the largest input rank), "sum",
@@ -116,6 +123,11 @@ def plan_merge(
         alpha: LoRA alpha of files that do not state one.
         allow_pickle: Read `.bin` files (weights only).
         allow_base_mismatch: Merge adapters that name different base models.
+        modules: Glob over module paths to options for the modules that it matches:
+            ``method``, ``weights`` (those that are not named stay), ``scale``, ``rank``,
+            ``skip``, parameters of the methods. Of several globs that match, the last one
+            wins, option by option. Here and above, a list in place of a number (not of
+            ``weights`` as a whole) is a gradient over the layers: see `gam.settings`.
         **params: Parameters of the strategy.
 
     Returns:
@@ -129,7 +141,8 @@ def plan_merge(
     strategy.load()  # what is broken shows before anything is read
     if isinstance(adapters, (str, PathLike, Adapter)):
         raise OptionError(f"adapters: got one, {adapters!r}; give a list of adapters")
-    adapters = list(adapters)
+    labels = list(adapters) if isinstance(adapters, Mapping) else None
+    adapters = list(adapters.values() if isinstance(adapters, Mapping) else adapters)
     if not adapters:
         raise OptionError("adapters: got none; give at least one to merge")
     flags = {
@@ -140,36 +153,38 @@ def plan_merge(
     }
     for name, value in flags.items():
         if not isinstance(value, bool):
-            raise OptionError(f"{name}: got {value!r}, expected True or False")
-    used = _check_weights(weights, len(adapters))
-    rank_rule = _check_rank(rank)
+            raise OptionError(f"{name}: got {value!r}, expected True or False", name)
     if missing not in ("zero", "renormalize"):
-        raise OptionError(f"missing: got {missing!r}, expected 'zero' or 'renormalize'")
+        raise OptionError(f"missing: got {missing!r}, expected 'zero' or 'renormalize'", "missing")
     if dtype != "auto" and dtype not in _DTYPES:
-        raise OptionError(f"dtype: got {dtype!r}, expected auto, {', '.join(_DTYPES)}")
-    if _number(scale) in (None, 0):
-        raise OptionError(f"scale: got {scale!r}, expected a finite number other than 0")
-    scale = float(scale)
-    if alpha is not None and _number(alpha) is None:
-        raise OptionError(f"alpha: got {alpha!r}, expected a finite number")
+        raise OptionError(f"dtype: got {dtype!r}, expected auto, {', '.join(_DTYPES)}", "dtype")
+    if alpha is not None and not is_number(alpha):
+        raise OptionError(f"alpha: got {alpha!r}, expected a finite number", "alpha")
 
-    labels = _labels(adapters)
-    checked = strategy.check(params, labels)
-    absent = [label for label, weight in zip(labels, used, strict=True) if weight == 0]
-    for name, value in checked.items():
-        if value in absent and value is not None:
-            raise OptionError(f"{name}: adapter {value!r} has weight 0, so it takes no part")
+    labels = _labels(adapters) if labels is None else labels
+    own = {
+        "method": method,
+        "weights": [1.0] * len(adapters) if weights is None else weights,
+        "scale": scale,
+        "rank": rank,
+        **params,
+    }
+    rules = make_rules(own, modules or {}, labels)
+    absent = [label for label in labels if not any(rule.takes(label) for rule in rules)]
     loaded = list(run(partial(_open, alpha, allow_pickle), adapters, labels))
     if alpha is not None and not any(a.source and a.source.alpha is not None for a in loaded):
-        raise OptionError("alpha: every adapter states its own alpha; leave --alpha out")
+        raise OptionError("alpha: every adapter states its own alpha; leave --alpha out", "alpha")
     if not allow_base_mismatch:
         _check_bases(loaded)
-    modules = _plan_modules(loaded, used, rank_rule)
-    total = sum(abs(weight) for weight in used)
-    present = [(a, w / total) for a, w in zip(loaded, used, strict=True) if w != 0]
+    shapes = _shapes(loaded)
+    present = [adapter for adapter in loaded if adapter.name not in absent]
+    names = sorted({name for adapter in present for name in adapter.modules})
+    settings = resolve(rules, names, labels, absent, normalize)
+    planned = _plan_modules(present, shapes, settings)
+    _check_ranks(rules, planned)
     options = {
         "method": method,
-        "weights": list(used),
+        "weights": None,
         "normalize": normalize,
         "scale": scale,
         "rank": rank,
@@ -179,17 +194,14 @@ def plan_merge(
         "alpha": alpha,
         "allow_pickle": allow_pickle,
         "allow_base_mismatch": allow_base_mismatch,
-        **checked,
+        **record(rules, labels, absent),
     }
     return Plan(
-        adapters=[adapter for adapter, _ in present],
-        weights=[weight for _, weight in present],
-        gain=scale if normalize else scale * total,
+        adapters=present,
         strategy=strategy,
-        params=checked,
         options=options,
-        modules=modules,
-        dtype=_output_dtype(loaded) if dtype == "auto" else _DTYPES[dtype],
+        modules=planned,
+        dtype=_output_dtype(present) if dtype == "auto" else _DTYPES[dtype],
     )
 
 
@@ -213,56 +225,6 @@ def _open(
     return read_adapter(adapter, alpha=alpha, allow_pickle=allow_pickle, name=label)
 
 
-def _number(value: Any) -> float | None:
-    """Return a finite number as a float; None for anything else."""
-    try:
-        number = math.nan if isinstance(value, (str, bool)) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
-    if weights is None:
-        return [1.0] * count
-    try:
-        if isinstance(weights, str):
-            raise TypeError
-        numbers = [float(weight) for weight in weights]
-    except (TypeError, ValueError, OverflowError):
-        raise OptionError(
-            f"weights: got {weights!r}, expected one number for each adapter"
-        ) from None
-    if len(numbers) != count:
-        raise OptionError(
-            f"weights: got {len(numbers)} for {count} adapters; give one number for each"
-        )
-    if not math.isfinite(sum(abs(number) for number in numbers)):
-        raise OptionError(f"weights: got {numbers}, expected finite numbers with a finite sum")
-    if not any(numbers):
-        raise OptionError("weights: all are 0, so there is nothing to merge")
-    return numbers
-
-
-def _check_rank(rank: int | str) -> int | str | float:
-    """Return a whole number, "max" or "sum", or the energy as a float."""
-    if rank in ("max", "sum"):
-        return rank
-    try:
-        if isinstance(rank, str) and rank.startswith("energy="):
-            energy = float(rank.removeprefix("energy="))
-            if 0 < energy <= 1:
-                return energy
-        elif not isinstance(rank, bool) and int(rank) == float(rank) and int(rank) > 0:
-            return int(rank)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise OptionError(
-        f"rank: got {rank!r}, expected a whole number above 0, 'max', 'sum' or "
-        "'energy=X' with X above 0 and at most 1, such as energy=0.99"
-    )
-
-
 def _check_bases(adapters: Sequence[Adapter]) -> None:
     for key, what in (("base_model_name_or_path", "base model"), ("revision", "base revision")):
         named = [(a.name, a.config[key]) for a in adapters if a.config.get(key)]
@@ -275,39 +237,50 @@ def _check_bases(adapters: Sequence[Adapter]) -> None:
                 )
 
 
-def _plan_modules(
-    adapters: Sequence[Adapter],
-    weights: Sequence[float],
-    rank: int | str | float,
-) -> list[PlannedModule]:
-    holders: dict[str, list[tuple[Adapter, float]]] = defaultdict(list)
-    for adapter, weight in zip(adapters, weights, strict=True):
-        for name in adapter.modules:
-            holders[name].append((adapter, weight))
-    planned = []
-    for name in sorted(holders):
-        first = holders[name][0][0]
-        shape = first.modules[name].shape
-        for adapter, _ in holders[name][1:]:
-            other = adapter.modules[name].shape
-            if other != shape:
+def _shapes(adapters: Sequence[Adapter]) -> dict[str, tuple[int, int]]:
+    """Return the shape of every module; refuse different ones."""
+    first: dict[str, Adapter] = {}
+    for adapter in adapters:
+        for name, module in adapter.modules.items():
+            shape = first.setdefault(name, adapter).modules[name].shape
+            if module.shape != shape:
                 raise AdapterError(
-                    f"module {name!r}: update of shape {list(shape)} in {first.name!r} but "
-                    f"{list(other)} in {adapter.name!r}; the adapters were trained on "
+                    f"module {name!r}: update of shape {list(shape)} in {first[name].name!r} but "
+                    f"{list(module.shape)} in {adapter.name!r}; the adapters were trained on "
                     "different models and cannot be merged"
                 )
-        ranks = {a.name: a.modules[name].rank for a, weight in holders[name] if weight != 0}
-        if not ranks:
+    return {name: adapter.modules[name].shape for name, adapter in first.items()}
+
+
+def _plan_modules(
+    adapters: Sequence[Adapter],
+    shapes: Mapping[str, tuple[int, int]],
+    settings: Mapping[str, Settings],
+) -> list[PlannedModule]:
+    planned = []
+    for name, chosen in settings.items():
+        holders = [a for a in adapters if name in a.modules and a.name in chosen.weights]
+        if not holders:
             continue
+        ranks = {adapter.name: adapter.modules[name].rank for adapter in holders}
         rule = {"max": max(ranks.values()), "sum": sum(ranks.values())}
-        chosen = None if isinstance(rank, float) else rule.get(str(rank), rank)
-        planned.append(PlannedModule(name, shape, ranks, chosen))  # type: ignore[arg-type]
+        rank = None if isinstance(chosen.rank, float) else rule.get(str(chosen.rank), chosen.rank)
+        planned.append(PlannedModule(name, shapes[name], ranks, rank, chosen))  # type: ignore[arg-type]
     if not planned:
-        raise OptionError("weights: every adapter that holds a module has weight 0")
-    most = max(max(*m.shape, sum(m.ranks.values())) for m in planned)
-    if isinstance(rank, int) and rank > most:
-        raise OptionError(f"rank: got {rank}, more than any module can use; at most {most}")
+        raise OptionError("weights: every adapter that holds a module has weight 0", "weights")
     return planned
+
+
+def _check_ranks(rules: Sequence[Rule], modules: Sequence[PlannedModule]) -> None:
+    most = max(max(*m.shape, sum(m.ranks.values())) for m in modules)
+    for rule in rules:
+        rank = rule.values.get(("rank",), 0)
+        for number in rank if isinstance(rank, tuple) else [rank]:
+            if isinstance(number, int) and number > most:
+                with rule.located("rank"):
+                    raise OptionError(
+                        f"rank: got {number}, more than any module can use; at most {most}"
+                    )
 
 
 def _output_dtype(adapters: Sequence[Adapter]) -> torch.dtype:

@@ -30,6 +30,8 @@ class ModuleReport:
         energy_kept: Squared norm kept by the output rank, over that of the exact result.
         rounding_error: Relative Frobenius error from writing in the output dtype, to first
             order in the rounding of each factor.
+        settings: Where this module was merged otherwise than the options of the run say:
+            method, weights (by adapter, as given), scale, rank, parameters.
         diagnostics: What the method reports of itself.
     """
 
@@ -42,6 +44,7 @@ class ModuleReport:
     cosines: Mapping[str, float]
     energy_kept: float
     rounding_error: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -54,7 +57,8 @@ class MergeReport:
         paper: Its paper.
         options: Every option and parameter in force, by the name of its flag.
         inputs: One mapping per adapter: name, source, sha256, config_sha256, base_model,
-            weight (as used), modules (how many), ranks (sorted list of the ranks present).
+            weight (as used; None where modules differ), modules (how many), ranks (sorted
+            list of the ranks present).
         dtype: Output dtype, such as "bfloat16".
         modules: One report per module, sorted by name.
         norm_ratio: Frobenius norm over all modules, merged over the mean of the inputs'.

@@ -81,6 +81,7 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
             "gam.strategies.ties",
             ("safetensors", "gam.adapter", "gam.read", "gam.plan", "gam.card"),
         ),
+        ("gam.settings", ("torch", "safetensors", "gam.adapter", "gam.read", "gam.plan")),
         ("gam.plan", ("gam.write", "gam.merge", "gam.card")),
         ("gam.batches", ("gam.write", "gam.merge", "gam.card")),
         ("gam.merge", ("gam.card",)),
