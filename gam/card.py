@@ -56,7 +56,7 @@ def model_card(adapter: Adapter) -> str:
         _inputs_table(report),
         "## How",
         _method(report),
-        *([] if _refined(report) else ["```bash\n" + _command(report) + "\n```"]),
+        "```bash\n" + _command(report) + "\n```",
         "## The result",
         "\n".join(_numbers(adapter)),
         *_warnings(report),
@@ -110,7 +110,7 @@ def _method(report: MergeReport) -> str:
     package = f" of the package {_code(report.package)}" if report.package else ""
     again = "To make it again, give the same adapters in order:"
     if _refined(report):
-        again = "Single modules have options of their own; `gam_merge.json` has them all."
+        again = "Single modules have options of their own. To make it again, from this folder:"
     return f"Method `{report.method}`{package}{paper}. {again}"
 
 
@@ -121,7 +121,9 @@ def _refined(report: MergeReport) -> bool:
 
 
 def _command(report: MergeReport) -> str:
-    """Return the command line that gives this result, with labels in place of paths."""
+    """Return the command line that gives this result, names in place of paths if it has any."""
+    if _refined(report):
+        return "gam-merge --config gam_merge.json -o OUT"
     options = dict(report.options)
     used = map(repr, options.pop("weights"))
     # Labels count adapters of one name; the folders or files themselves do not.

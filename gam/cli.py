@@ -33,6 +33,7 @@ Examples:
   gam-merge math-lora code-lora -o merged --weights 0.7,0.3 --rank 32
   gam-merge math-lora code-lora -o merged --method ties --density 0.3
   gam-merge math-lora code-lora --dry-run
+  gam-merge --config merged/gam_merge.json -o again
 
 An ADAPTER is a folder that PEFT saved, or a .safetensors file. The result is a folder
 that PEFT and vLLM load like any other adapter.
@@ -111,10 +112,17 @@ _show = partial(click.option, cls=Option, heading="What to show")
     epilog=_EPILOG,
     context_settings={"show_default": True, "max_content_width": 100},
 )
-@click.argument("adapters", metavar="ADAPTER...", nargs=-1, required=True, type=click.Path())
+@click.argument("adapters", metavar="ADAPTER...", nargs=-1, type=click.Path())
 @_output("-o", "--output", metavar="OUT", type=click.Path(), help="Folder to write.")
 @_output("--overwrite", is_flag=True, help="Replace the adapter that is in OUT.")
 @_output("--dry-run", is_flag=True, help="Check everything and show the plan; write nothing.")
+@_mixing(
+    "--config",
+    metavar="FILE",
+    type=click.Path(),
+    help="Recipe with adapters and options by name, in YAML or JSON, or the gam_merge.json of an "
+    "earlier merge; what is given here wins.",
+)
 @_mixing(
     "--method",
     metavar="NAME",
@@ -172,6 +180,11 @@ _show = partial(click.option, cls=Option, heading="What to show")
     help="LoRA alpha for .safetensors files that do not state one.",
 )
 @_input("--allow-base-mismatch", is_flag=True, help="Merge adapters of different base models.")
+@_input(
+    "--allow-changes",
+    is_flag=True,
+    help="Merge what is there now where it is not what the gam_merge.json of --config recorded.",
+)
 @_input("--allow-pickle", is_flag=True, help="Read .bin files (tensors only; no code is run).")
 @_show("--json", "as_json", is_flag=True, help="Print one JSON object in place of text.")
 @_show("--quiet", is_flag=True, help="Print only warnings and errors.")
@@ -196,25 +209,32 @@ def main(
     output: str | None,
     overwrite: bool,
     dry_run: bool,
+    config: str | None,
+    allow_changes: bool,
     assigned: list[tuple[str, str]],
     as_json: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
     """Merge LoRA adapters of one base model into a single LoRA adapter."""
+    if not adapters and config is None:
+        raise click.MissingParameter(ctx=ctx, param=ctx.command.params[0])
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output' (or --dry-run).", ctx)
     flags = {name: options.pop(name) for name in _PARAMETER_FLAGS}
     params = _parameters(flags, assigned, taken=options)
+    given = {name: value for name, value in options.items() if _is_given(ctx, name)}
 
     from gam.files import REPORT_NAME
-    from gam.merge import execute
-    from gam.plan import plan_merge
+    from gam.merge import execute, input_files
+    from gam.recipe import Recipe, read_recipe
     from gam.write import check_output
 
+    recipe = Recipe() if config is None else read_recipe(config)
+    inputs = recipe.inputs(adapters)
     if output is not None:
-        check_output(output, overwrite=overwrite, inputs=adapters)
-    plan = plan_merge(adapters, **options, **params)
+        check_output(output, overwrite=overwrite, inputs=input_files(inputs))
+    plan = recipe.plan(inputs, allow_changes=allow_changes, **given, **params)
     if dry_run:
         if as_json:
             click.echo(json.dumps(_plan_record(plan, output), indent=2))
@@ -236,6 +256,10 @@ def main(
         click.echo("\n".join(_result_text(merged, output)))
 
 
+def _is_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+
+
 def _parameters(
     flags: dict[str, Any], assigned: Sequence[tuple[str, str]], taken: dict[str, Any]
 ) -> dict[str, Any]:
@@ -244,6 +268,8 @@ def _parameters(
     for name, value in assigned:
         if name == "adapters":
             raise OptionError("-p adapters: adapters are given by themselves, before the options")
+        if name in ("modules", "expect"):
+            raise OptionError(f"-p {name}: this is no parameter of a method; see --config")
         if name in taken:
             raise OptionError(f"-p {name}: this is an option, --{name.replace('_', '-')}")
         if name in params:

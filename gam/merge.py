@@ -22,6 +22,7 @@ from gam.batches import batches, resolve
 from gam.config import output_config
 from gam.errors import AdapterError, PluginError
 from gam.plan import Given, Plan, PlannedModule, plan_merge
+from gam.recipe import Recipe, read_recipe
 from gam.refactor import Spectrum, choose_rank, decompose
 from gam.report import (
     MergeReport,
@@ -42,8 +43,10 @@ _Merged = tuple[list[LowRank], list[ModuleReport], list[Tally], Mapping[str, Seq
 
 @with_options_of(plan_merge)
 def merge_adapters(
-    adapters: Sequence[Given] | Mapping[str, Given],
+    adapters: Sequence[Given] | Mapping[str, Given] | None = None,
     *,
+    config: str | PathLike[str] | None = None,
+    allow_changes: bool = False,
     output: str | PathLike[str] | None = None,
     overwrite: bool = False,
     **options: Any,
@@ -52,7 +55,12 @@ def merge_adapters(
 
     Args:
         adapters: Paths of adapter folders or `.safetensors` files, or adapters in memory;
-            in a mapping, by the labels that they are to have.
+            in a mapping, by the labels that they are to have. May be left out where
+            ``config`` names them.
+        config: A recipe, or the `gam_merge.json` of an earlier merge: see `gam.recipe`. What
+            is given here wins over what it says.
+        allow_changes: Go on where the adapters, or the version of gam-merge, are not those
+            that ``config`` has recorded.
         output: Folder to write; None only returns the result.
         overwrite: Replace ``output`` where it exists.
         **options: As for `gam.plan.plan_merge`, the names of the flags: ``method``, ``weights``,
@@ -71,9 +79,11 @@ def merge_adapters(
         >>> merged = merge_adapters(["math-lora", "code-lora"], weights=[0.6, 0.4])
         ... # doctest: +SKIP
     """
+    recipe = Recipe() if config is None else read_recipe(config)
+    adapters = recipe.inputs(adapters)
     if output is not None:
-        check_output(output, overwrite, _paths(adapters))
-    merged = execute(plan_merge(adapters, **options))
+        check_output(output, overwrite, input_files(adapters))
+    merged = execute(recipe.plan(adapters, allow_changes=allow_changes, **options))
     if output is not None:
         merged.save(output, overwrite=overwrite)
     return merged
@@ -128,7 +138,7 @@ def execute(plan: Plan, progress: Callable[[int, int], None] | None = None) -> A
     )
 
 
-def _paths(adapters: Sequence[Given] | Mapping[str, Given]) -> list[str | PathLike[str]]:
+def input_files(adapters: Sequence[Given] | Mapping[str, Given]) -> list[str | PathLike[str]]:
     """Return the files that the adapters are read from."""
     given = adapters.values() if isinstance(adapters, Mapping) else adapters
     sources = [a.source if isinstance(a, Adapter) else a for a in given]

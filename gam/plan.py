@@ -13,6 +13,7 @@ import torch
 
 from gam import strategies
 from gam.adapter import Adapter
+from gam.config import CONFIG_NAME
 from gam.errors import AdapterError, OptionError
 from gam.read import check_modules, default_name, read_adapter
 from gam.settings import Rule, Settings, is_number, make_rules, record, resolve
@@ -102,6 +103,7 @@ def plan_merge(
     allow_pickle: bool = False,
     allow_base_mismatch: bool = False,
     modules: Mapping[str, Mapping[str, Any]] | None = None,
+    expect: Mapping[str, Sequence[str | None]] | None = None,
     **params: Any,
 ) -> Plan:
     """Read and check everything a merge needs; compute nothing.
@@ -128,6 +130,7 @@ def plan_merge(
             ``skip``, parameters of the methods. Of several globs that match, the last one
             wins, option by option. Here and above, a list in place of a number (not of
             ``weights`` as a whole) is a gradient over the layers: see `gam.settings`.
+        expect: Label to the SHA-256 of the weights file and of the config that must be read.
         **params: Parameters of the strategy.
 
     Returns:
@@ -172,6 +175,7 @@ def plan_merge(
     rules = make_rules(own, modules or {}, labels)
     absent = [label for label in labels if not any(rule.takes(label) for rule in rules)]
     loaded = list(run(partial(_open, alpha, allow_pickle), adapters, labels))
+    _check_unchanged(loaded, expect or {})
     if alpha is not None and not any(a.source and a.source.alpha is not None for a in loaded):
         raise OptionError("alpha: every adapter states its own alpha; leave --alpha out", "alpha")
     if not allow_base_mismatch:
@@ -223,6 +227,29 @@ def _open(
     if isinstance(adapter, Adapter):
         return replace(adapter, name=label, modules=check_modules(adapter.modules, label))
     return read_adapter(adapter, alpha=alpha, allow_pickle=allow_pickle, name=label)
+
+
+def _check_unchanged(
+    adapters: Sequence[Adapter], expect: Mapping[str, Sequence[str | None]]
+) -> None:
+    changed = []
+    for adapter in adapters:
+        source = adapter.source
+        name = source.path.name if source else "the adapter in memory"
+        read = (source.sha256, source.config_sha256) if source else (None, None)
+        recorded = expect.get(adapter.name, (None, None))
+        if recorded[0] is None:  # it was in memory
+            continue
+        for file, have, want in zip((name, CONFIG_NAME), read, recorded, strict=True):
+            if have != want:
+                digests = (digest[:12] if digest else "none" for digest in (have, want))
+                text = "has SHA-256 {}, recorded {}".format(*digests)
+                changed.append(f"{adapter.name!r} ({file} {text})")
+    if changed:
+        raise AdapterError(
+            f"changed since the recorded merge: {', '.join(changed)}. Restore what was merged, or "
+            "pass --allow-changes to merge what is there now"
+        )
 
 
 def _check_bases(adapters: Sequence[Adapter]) -> None:

@@ -150,9 +150,11 @@ def findings(report: MergeReport) -> Iterator[str]:
                 f"(cosine {cosine:.3f}); compare the sizes of the inputs and their weights"
             )
     if report.norm_ratio < _SHRUNK:
+        scale = report.options["scale"]
+        better = "" if isinstance(scale, list) else f" {scale / report.norm_ratio:.2g}"
         yield (
             f"the merged update has {report.norm_ratio:.2f} of the mean size of its inputs; "
-            f"--scale {report.options['scale'] / report.norm_ratio:.2g} would restore the size"
+            f"--scale{better} would restore the size"
         )
     if report.rounding_error > _COARSE:
         yield (

@@ -365,7 +365,7 @@ def record(rules: Sequence[Rule], labels: Sequence[str], absent: Sequence[str]) 
     takers = parameters(rules)
     present = [label for label in labels if label not in absent]
     whole, *refined = (rule.recorded(takers, labels, present) for rule in rules)
-    del whole["scale"], whole["rank"]
+    del whole["rank"]  # as it was given
     whole["weights"] = list(whole["weights"].values())
     defaults = strategies.get(whole["method"]).check({}, labels)
     options = {**{name: whole.pop(name, value) for name, value in defaults.items()}, **whole}

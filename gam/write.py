@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from gam.adapter import Adapter
+from gam.adapter import Adapter, Source
 from gam.config import CONFIG_NAME, output_config
 from gam.errors import GamError, OutputError
 from gam.files import CARD_NAME, DTYPES, PICKLE_NAME, REPORT_NAME, WEIGHTS_NAME, one_line
@@ -95,7 +95,7 @@ def write_adapter(
         raise OutputError(f"output {where!r}: adapter {adapter.name!r} has no modules to write.")
     final = check_output(path, overwrite=overwrite, inputs=_inputs(adapter))
     tensors = adapter.state_dict()
-    documents = _documents(adapter)
+    documents = _documents(adapter, final)
     token = secrets.token_hex(4)
     stem = final.name if len(os.fsencode(final.name)) < 200 else "merged"
     temporary = final.with_name(f".{stem}.{token}.tmp")
@@ -122,8 +122,8 @@ def write_adapter(
     return final
 
 
-def _documents(adapter: Adapter) -> dict[str, str]:
-    """Return name -> text of every file but the weights."""
+def _documents(adapter: Adapter, folder: Path) -> dict[str, str]:
+    """Return name -> text of every file but the weights, for this folder."""
     ranks = {module: update.rank for module, update in adapter.modules.items()}
     config = output_config(ranks, [adapter.config])
     documents = {CONFIG_NAME: json.dumps(config, indent=2, sort_keys=True) + "\n"}
@@ -132,9 +132,27 @@ def _documents(adapter: Adapter) -> dict[str, str]:
         from gam.card import model_card
 
         record = {"gam_merge": __version__, **_plain(adapter.report)}
+        known = {(source.name, source.sha256): source for source in adapter.inputs}
+        for entry in record["inputs"]:
+            source = known.get((entry["source"], entry["sha256"]))
+            if source is not None:
+                entry["source"] = _from_here(source, folder)
         documents[REPORT_NAME] = json.dumps(record, indent=2, allow_nan=False) + "\n"
         documents[CARD_NAME] = model_card(adapter)
     return documents
+
+
+def _from_here(source: Source, folder: Path) -> str:
+    """Return where an input is, so that it is found from the folder of the result.
+
+    A relative path says nothing of the folders above both, and holds when all are moved.
+    """
+    typed = Path(source.name).name == source.path.name
+    place = source.path if typed else source.path.parent
+    try:
+        return Path(os.path.relpath(place, folder)).as_posix()
+    except ValueError:  # on another drive of Windows
+        return place.as_posix()
 
 
 def _plain(value: Any) -> Any:

@@ -39,6 +39,21 @@ def test_merge(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["merged"]
 
 
+def test_recipe(tmp_path: Path) -> None:
+    merged = gam.merge_adapters(config=EXAMPLES / "recipe.yaml", output=tmp_path / "merged")
+    found = {name: module.rank for name, module in merged.modules.items()}
+    assert "model.layers.0.self_attn.k_proj" not in found
+    assert "model.layers.1.self_attn.k_proj" in found
+    assert {rank for name, rank in found.items() if name.endswith("down_proj")} == {4}
+    settings = {module.name: module.settings for module in merged.report.modules}
+    assert settings["model.layers.0.mlp.up_proj"]["method"] == "ties"
+    weights = {
+        layer: settings[f"model.layers.{layer}.self_attn.q_proj"]["weights"] for layer in "01"
+    }
+    assert [weights[layer]["rotate"] for layer in "01"] == [0.5, 2.0]
+    assert settings["model.layers.1.mlp.down_proj"]["weights"]["rotate"] == 0
+
+
 @pytest.mark.slow
 def test_compare_methods(tmp_path: Path) -> None:
     printed = run("02_compare_methods.py", folder=tmp_path)

@@ -39,7 +39,8 @@ def get(name: str) -> Strategy:
     if not isinstance(name, str) or name not in {*STRATEGIES, *found}:
         near = difflib.get_close_matches(str(name), names(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise OptionError(f"unknown method {name!r}; choose one of: {', '.join(names())}.{hint}")
+        listed = ", ".join(names())
+        raise OptionError(f"unknown method {name!r}; choose one of: {listed}.{hint}", "method")
     points = found.get(name, [])
     if name in STRATEGIES and not points:
         return STRATEGIES[name]

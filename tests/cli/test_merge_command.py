@@ -1,9 +1,11 @@
 """The command line: exact text, exit codes, and what is left on disk."""
 
+import hashlib
 import inspect
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,6 +86,7 @@ def test_flags_are_those_of_the_contract() -> None:
         *("-o", "--output", "--overwrite", "--dry-run", "--method", "--weights", "--normalize"),
         *("--no-normalize", "--scale", "--missing", "--reference", "--density", "-p", "--rank"),
         *("--uniform-rank", "--dtype", "--alpha", "--allow-base-mismatch", "--allow-pickle"),
+        *("--config", "--allow-changes"),
         *("--json", "--quiet", "--list-methods", "--version"),
     }
 
@@ -92,7 +95,7 @@ def test_defaults_are_those_of_the_python_function() -> None:
     wanted = {
         name: parameter.default
         for name, parameter in inspect.signature(merge.plan_merge).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name != "modules"  # which has no flag
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("modules", "expect")
     }
     # What the command passes on; click has its own mark for "no default" before callbacks.
     context = cli.main.make_context("gam-merge", [SORT])
@@ -401,3 +404,92 @@ def test_the_card_reruns_adapters_of_one_name(tmp_path: Path) -> None:
     merged.save(tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "gam-merge sort sort rotate -o OUT" in card
+
+
+# --- recipes --------------------------------------------------------------------------
+
+
+def test_a_recipe_and_flags_that_win() -> None:
+    recipe = Path("recipe.yaml")
+    recipe.write_text(
+        f"adapters: {{s: {SORT!r}, r: {ROTATE!r}}}\n"
+        "weights: {s: [1, 3], r: 1}\n"
+        "rank: 8\n"
+        "density: 0.5\n"
+        "modules:\n"
+        "  '*.mlp.*': {method: ties, rank: 4}\n"
+        "  '*.k_proj': {skip: true}\n"
+    )
+    result = invoke("--config", "recipe.yaml", "--dry-run", "--rank", "16")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == (
+        "Plan: gam, 10 modules, bfloat16, about 30.7 kB; nothing written\n"
+        "\n"
+        "adapter  weight  modules  rank\n"
+        "s        varies        8    16\n"
+        "r        varies       12  4-12\n"
+        "\n"
+        "modules                             shape   s   r  result             "
+        "      settings  count\n"
+        "model.layers.*.mlp.down_proj     64 x 128   -  12       4  ties, weigh"
+        "ts 3/1, rank 4      1\n"
+        "model.layers.*.mlp.down_proj     64 x 128   -   8       4  ties, weigh"
+        "ts 1/1, rank 4      1\n"
+        "model.layers.*.mlp.up_proj       128 x 64   -   8       4  ties, weigh"
+        "ts 1/1, rank 4      1\n"
+        "model.layers.*.mlp.up_proj       128 x 64   -   8       4  ties, weigh"
+        "ts 3/1, rank 4      1\n"
+        "model.layers.*.self_attn.o_proj   64 x 64  16   8      16             "
+        "   weights 1/1      1\n"
+        "model.layers.*.self_attn.o_proj   64 x 64  16   8      16             "
+        "   weights 3/1      1\n"
+        "model.layers.*.self_attn.q_proj   64 x 64  16   8      16             "
+        "   weights 1/1      1\n"
+        "model.layers.*.self_attn.q_proj   64 x 64  16   8      16             "
+        "   weights 3/1      1\n"
+        "model.layers.*.self_attn.v_proj   64 x 64  16   4      16             "
+        "   weights 1/1      1\n"
+        "model.layers.*.self_attn.v_proj   64 x 64  16   4      16             "
+        "   weights 3/1      1\n"
+    )
+
+
+def test_a_rerun_and_a_changed_input() -> None:
+    shutil.copytree(ADAPTERS, "in")
+    arguments = ["in/reverse", "in/sort", "-o", "out", "--weights", "2,1", "-p", "retract=true"]
+    assert invoke(*arguments, "--quiet").exit_code == 0
+    assert invoke("--config", "out/gam_merge.json", "-o", "again", "--quiet").exit_code == 0
+    for file in Path("out").iterdir():
+        assert file.read_bytes() == Path("again", file.name).read_bytes()
+    config = Path("in/sort/adapter_config.json")
+    had, has = (hashlib.sha256(config.read_bytes() + end).hexdigest()[:12] for end in (b"", b" "))
+    config.write_bytes(config.read_bytes() + b" ")
+    result = invoke("--config", "out/gam_merge.json", "-o", "third")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "Error: changed since the recorded merge: 'sort' (adapter_config.json has SHA-256 "
+        f"{has}, recorded {had}). Restore what was merged, or pass --allow-changes to merge what "
+        "is there now\n"
+    )
+    assert not Path("third").exists()
+    again = invoke("--config", "out", "-o", "third", "--allow-changes", "--quiet")
+    assert again.exit_code == 0
+    name = "adapter_model.safetensors"
+    assert Path("third", name).read_bytes() == Path("out", name).read_bytes()
+
+
+def test_a_wrong_recipe_exits_2_with_its_line() -> None:
+    Path("recipe.yaml").write_text("method: ties\ndensty: 0.5\n")
+    result = invoke(SORT, "--config", "recipe.yaml", "-o", "out")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"{USAGE}Error: recipe.yaml, line 2: unknown option 'densty'; did you mean 'density'?\n"
+    )
+
+
+def test_an_input_of_the_recipe_is_not_overwritten() -> None:
+    shutil.copytree(ADAPTERS, "in")
+    Path("recipe.yaml").write_text("adapters: [in/sort, in/rotate]\n")
+    result = invoke("--config", "recipe.yaml", "-o", "in/sort", "--overwrite")
+    assert result.exit_code == 1
+    assert "this folder holds the input 'in/sort'" in result.stderr

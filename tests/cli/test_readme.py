@@ -1,5 +1,6 @@
 """What the README shows is what happens."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -22,7 +23,9 @@ def block(language: str, holding: str) -> str:
 def test_the_first_command_prints_what_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = shlex.split(block("bash", "gam-merge").rpartition("&& .venv/bin/gam-merge ")[2])
+    words = shlex.split(
+        block("bash", ".venv/bin/gam-merge ").rpartition("&& .venv/bin/gam-merge ")[2]
+    )
     words = [str(ROOT / word) if word.startswith("examples/") else word for word in words]
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, words)
@@ -45,6 +48,22 @@ def test_the_python_code_runs(
     with quiet_peft():
         exec(block("python", "PeftModel"), names)
     assert type(names["model"]).__name__ == "PeftModelForCausalLM"
+
+
+def test_the_recipe_is_followed_and_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "recipe.yaml").write_text(block("yaml", "adapters:"))
+    monkeypatch.chdir(tmp_path)
+    for command in (block("bash", "recipe.yaml"), block("bash", "gam_merge.json")):
+        result = CliRunner().invoke(main, shlex.split(command)[1:])
+        assert result.exit_code == 0, result.stderr
+    first, second = tmp_path / "merged-by-recipe", tmp_path / "merged-once-more"
+    for file in first.iterdir():
+        assert file.read_bytes() == (second / file.name).read_bytes()
+    modules = json.loads((first / "gam_merge.json").read_text())["modules"]
+    assert {module["settings"].get("method") for module in modules} == {None, "ties"}
 
 
 def test_links_point_to_files() -> None:

@@ -95,10 +95,23 @@ def test_the_command_gives_the_same_tensors(
     assert first == second
 
 
+def test_the_command_for_options_of_modules_gives_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge_adapters(PATHS, output=tmp_path / "first", modules={"*.mlp.*": {"rank": 3}})
+    words = command((tmp_path / "first" / "README.md").read_text())
+    monkeypatch.chdir(tmp_path / "first")
+    words = ["../second" if word == "OUT" else word for word in words]
+    result = CliRunner().invoke(main, words[1:])
+    assert result.exit_code == 0, result.stderr
+    for file in (tmp_path / "first").iterdir():
+        assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
+
+
 def test_defaults_are_those_of_the_python_function() -> None:
     signature = inspect.signature(merge.plan_merge).parameters
     wanted = {name: p.default for name, p in signature.items() if p.kind is p.KEYWORD_ONLY}
-    wanted.pop("modules")  # no flag has it
+    del wanted["modules"], wanted["expect"]  # no flag has them
     assert {name: wanted.pop(name) for name in card._DEFAULTS} == card._DEFAULTS
     assert set(wanted) == set(card._ALWAYS)
 

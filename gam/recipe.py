@@ -1,0 +1,261 @@
+"""Recipes: the options of a merge in a file, written by hand or recorded by a merge."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gam import __version__, strategies
+from gam.document import parse
+from gam.errors import AdapterError, OptionError, PluginError
+from gam.files import REPORT_NAME
+from gam.plan import Given, Plan, plan_merge
+from gam.settings import MODULE_OPTIONS
+
+_Adapters = Sequence[Given] | Mapping[str, Given]
+_Path = tuple[str, ...]
+
+# Options of a merge that a recipe may have, besides its adapters.
+_OPTIONS = [
+    name
+    for name, parameter in inspect.signature(plan_merge).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and name != "expect"
+]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Adapters and options of a merge, as far as a file gives them.
+
+    Attributes:
+        where: What the user calls the file.
+        adapters: As `plan_merge` takes them; None where the file has none. For a record all
+            are there, None those that were in memory.
+        options: By the names of the flags.
+        lines: Path of an option to its line, where lines are known.
+        expect: For a record: label to the SHA-256 of weights and config that were merged.
+        made: For a record: what made it, by the names of the programs.
+    """
+
+    where: str = ""
+    adapters: Sequence[Given] | Mapping[str, Given | None] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    lines: Mapping[_Path, int] = field(default_factory=dict)
+    expect: Mapping[str, tuple[str | None, str | None]] | None = None
+    made: Sequence[str] = ()
+
+    def inputs(self, given: _Adapters | None) -> _Adapters:
+        """Return the adapters in force: those given, under the labels of the recipe, or its own.
+
+        Raises:
+            OptionError: There are none, or not as many as the recipe has labels for.
+            AdapterError: One that the record names is not there.
+        """
+        own = self.adapters
+        if given:
+            if not isinstance(own, Mapping) or isinstance(given, Mapping):
+                return given
+            if len(given) != len(own):
+                raise OptionError(
+                    f"adapters: got {len(given)}, but {self.where} merges {len(own)}: "
+                    f"{', '.join(own)}. Give all of them, in this order"
+                )
+            return dict(zip(own, given, strict=True))
+        if not own:
+            raise OptionError("adapters: got none; give at least one to merge")
+        if not isinstance(own, Mapping):
+            return own
+        found: dict[str, Given] = {}
+        for label, place in own.items():
+            recorded = self.expect is not None
+            if place is None or (recorded and isinstance(place, Path) and not place.exists()):
+                lost = f"is not at {os.fspath(place)!r} any more" if place else "was in memory only"
+                raise AdapterError(
+                    f"{self.where}: adapter {label!r} {lost}. Give all adapters before --config, "
+                    f"in this order: {', '.join(own)}"
+                )
+            found[label] = place
+        return found
+
+    def plan(self, adapters: _Adapters, *, allow_changes: bool = False, **given: Any) -> Plan:
+        """Plan the merge that the recipe describes.
+
+        Args:
+            adapters: From `inputs`.
+            allow_changes: Go on where something differs from what the record says was merged.
+            **given: As for `plan_merge`; they win over the recipe's.
+
+        Raises:
+            OptionError: Something in the recipe or given is refused; the message has the
+                line.
+            AdapterError: An adapter is refused, or differs from the recorded one.
+        """
+        options = {**self.options, **given}
+        if "method" in given:
+            # The recipe's parameters are for the recipe's method.
+            kept = self._parameters_in_use(options)
+            options = {k: v for k, v in options.items() if k in given or k in kept}
+        expect = None if allow_changes else self.expect
+        with self._located(given):
+            if expect is not None:
+                self._check_programs(options)
+            return plan_merge(adapters, expect=expect, **options)
+
+    def _parameters_in_use(self, options: Mapping[str, Any]) -> set[str]:
+        refined = options.get("modules") or {}
+        methods = {
+            options["method"],
+            *(own["method"] for own in refined.values() if "method" in own),
+        }
+        found = (strategies.get(name).params for name in methods)
+        return {*_OPTIONS, *(param.name for params in found for param in params)}
+
+    def _check_programs(self, options: Mapping[str, Any]) -> None:
+        package = strategies.get(options.get("method", "gam")).package
+        for made, have in zip(self.made, (f"gam-merge {__version__}", package), strict=True):
+            if made != have:
+                raise AdapterError(
+                    f"{self.where}: made by {made or 'gam-merge itself'}, but this is "
+                    f"{have or 'gam-merge itself'}, and the result may differ. "
+                    "Pass --allow-changes to merge all the same"
+                )
+
+    @contextlib.contextmanager
+    def _located(self, given: Mapping[str, Any]) -> Iterator[None]:
+        """Say of an error in an option that comes from the file where it stands."""
+        try:
+            yield
+        except OptionError as error:
+            if not error.path or error.path[0] in given or error.path[0] not in self.options:
+                raise
+            ends = range(len(error.path), 0, -1)
+            line = next((self.lines[p] for n in ends if (p := error.path[:n]) in self.lines), None)
+            where = self.where if line is None else f"{self.where}, line {line}"
+            raise OptionError(f"{where}: {error}", *error.path) from None
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe (YAML or JSON), or the record of an earlier merge.
+
+    Args:
+        path: The file; for a record also the folder that holds it.
+
+    Returns:
+        The recipe. Relative paths of adapters start at the folder that the file is in.
+
+    Raises:
+        OptionError: It cannot be read, or is no recipe.
+    """
+    file = Path(path)
+    file = file / REPORT_NAME if file.is_dir() else file
+    where = os.fspath(file)
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise OptionError(f"config {where!r}: cannot read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise OptionError(f"config {where!r}: not UTF-8 text") from None
+    if (record := _as_json(text)) is not None:
+        if "gam_merge" in record:
+            return _read_record(record, file, where)
+        text = text.replace("\t", " ")  # as white space, which YAML allows less of
+    value, lines = parse(text, where)
+    if not isinstance(value, dict):
+        kind = "nothing" if value is None else f"a {type(value).__name__}"
+        raise OptionError(f"{where}: holds {kind}, expected options such as method or weights")
+    options = {name.replace("-", "_"): option for name, option in value.items()}
+    lines = {(path[0].replace("-", "_"), *path[1:]): line for path, line in lines.items()}
+    _check_names(options, lines, where)
+    adapters = options.pop("adapters", None)
+    return Recipe(where, _adapters(adapters, lines, file, where), _given(options), lines)
+
+
+def _as_json(text: str) -> dict[str, Any] | None:
+    """Return a JSON object; None for any other text."""
+    if not text.startswith("{"):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _check_names(options: Mapping[str, Any], lines: Mapping[_Path, int], where: str) -> None:
+    """Refuse options that no merge has, all of them at once."""
+    parameters: set[str] = set()
+    for method in strategies.names():
+        with contextlib.suppress(PluginError):  # a broken method is refused when it is used
+            parameters.update(param.name for param in strategies.get(method).params)
+    known = ["adapters", *_OPTIONS, *sorted(parameters)]
+    paths: list[tuple[_Path, list[str]]] = [((name,), known) for name in options]
+    refined = options.get("modules")
+    if isinstance(refined, Mapping):
+        inner = [*MODULE_OPTIONS, *sorted(parameters)]
+        paths += [
+            (("modules", pattern, name), inner)
+            for pattern, own in refined.items()
+            if isinstance(own, Mapping)
+            for name in own
+        ]
+    wrong = []
+    for path, names in paths:
+        if path[-1] not in names:
+            near = difflib.get_close_matches(path[-1], names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+            wrong.append((lines.get(path), f"{path[-1]!r}", hint))
+    if len(wrong) == 1:
+        line, name, hint = wrong[0]
+        raise OptionError(f"{where}, line {line}: unknown option {name}; {hint}")
+    if wrong:
+        listed = ", ".join(f"{name} (line {line}; {hint})" for line, name, hint in wrong)
+        raise OptionError(f"{where}: unknown options: {listed}")
+
+
+def _adapters(value: Any, lines: Mapping[_Path, int], file: Path, where: str) -> _Adapters | None:
+    if value is None:
+        return None
+    items = list(value.items()) if isinstance(value, dict) else value
+    places = [place for _, place in items] if isinstance(value, dict) else items
+    if not isinstance(places, list) or not all(isinstance(p, str) and p for p in places):
+        raise OptionError(
+            f"{where}, line {lines['adapters',]}: adapters: got {value!r}, expected a list of "
+            "paths or names on the Hub, or labels with one each"
+        )
+    found = [_place(place, file.parent) for place in places]
+    return dict(zip(value, found, strict=True)) if isinstance(value, dict) else found
+
+
+def _place(text: str, folder: Path) -> str | Path:
+    """Return a path as one; what can only be a name on the Hub stays text."""
+    path = folder / Path(text).expanduser()
+    return text if text.startswith("hf://") and not path.exists() else path
+
+
+def _read_record(record: Mapping[str, Any], file: Path, where: str) -> Recipe:
+    """Return the recipe of a recorded merge."""
+    folder = file.resolve().parent
+    try:
+        options = dict(record["options"])
+        inputs = {entry["name"]: entry for entry in record["inputs"]}
+        expect = {name: (own["sha256"], own["config_sha256"]) for name, own in inputs.items()}
+        sources = {name: (entry["source"], entry.get("commit")) for name, entry in inputs.items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise OptionError(f"{where}: not a complete record of a merge") from None
+    adapters = {
+        name: source and (f"hf://{source}" if commit else Path(os.path.normpath(folder / source)))
+        for name, (source, commit) in sources.items()
+    }
+    made = (f"gam-merge {record['gam_merge']}", record.get("package", ""))
+    return Recipe(where, adapters, _given(options), {}, expect, made)
