@@ -7,6 +7,14 @@ from gam_kernels._backend import resolve
 from gam_kernels.combine.op import combine
 from gam_kernels.gram.op import gram
 from gam_kernels.orthonormal import orthonormalize, orthonormalize_gram
-from gam_kernels.polar.op import polar
+from gam_kernels.polar.op import orthogonality, polar
 
-__all__ = ["combine", "gram", "orthonormalize", "orthonormalize_gram", "polar", "resolve"]
+__all__ = [
+    "combine",
+    "gram",
+    "orthogonality",
+    "orthonormalize",
+    "orthonormalize_gram",
+    "polar",
+    "resolve",
+]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from gam_kernels import _passes
+from gam_kernels._backend import resolve
 from gam_kernels._check import check_factors
 from gam_kernels.combine import reference
 
@@ -16,6 +17,8 @@ def combine(
     coefficients: torch.Tensor,
     dtype: torch.dtype,
     out_dtype: torch.dtype,
+    *,
+    backend: str = "auto",
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Return ``X @ coefficients`` for the factors X of each module side by side, rounded.
 
@@ -24,6 +27,7 @@ def combine(
         coefficients: [m, p, n] float64, on the factors' device. Not modified.
         dtype: float32 or float64, of the products.
         out_dtype: Of the result.
+        backend: "auto", "torch" or "triton", see `gam_kernels.resolve`.
 
     Returns:
         For each module the product [width, n] in ``out_dtype``, its memory laid out as that
@@ -50,6 +54,10 @@ def combine(
     if not factors:
         return [], coefficients.new_zeros(0, coefficients.shape[-1], dtype=torch.float64)
     like = factors[0][0]
+    if resolve(backend, like) == "triton":
+        from gam_kernels.combine.kernel import launch_combine
+
+        return launch_combine(factors, coefficients, dtype, out_dtype)
     if like.device.type == "cpu":
         return _passes.combine(factors, coefficients, dtype, out_dtype)
     return reference.combine(factors, coefficients, dtype, out_dtype)

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import torch
 
 from gam_kernels import _passes
+from gam_kernels._backend import resolve
 from gam_kernels._check import check_factors
 from gam_kernels.gram import reference
 
 
-def gram(factors: Sequence[Sequence[torch.Tensor]], dtype: torch.dtype) -> torch.Tensor:
+def gram(
+    factors: Sequence[Sequence[torch.Tensor]], dtype: torch.dtype, *, backend: str = "auto"
+) -> torch.Tensor:
     """Return the Gram matrix ``X^T X`` of the factors of each module side by side.
 
     Args:
@@ -19,6 +22,7 @@ def gram(factors: Sequence[Sequence[torch.Tensor]], dtype: torch.dtype) -> torch
             device; width and r_i are the same in all modules. Views of rows or of columns
             are both fine. Not modified.
         dtype: float32 or float64, of the products; blocks are summed in float64.
+        backend: "auto", "torch" or "triton", see `gam_kernels.resolve`.
 
     Returns:
         [m, p, p] float64 with p the sum of the r_i, exactly symmetric, on the factors'
@@ -37,6 +41,10 @@ def gram(factors: Sequence[Sequence[torch.Tensor]], dtype: torch.dtype) -> torch
     if not factors:
         return torch.zeros(0, 0, 0, dtype=torch.float64)
     like = factors[0][0]
+    if resolve(backend, like) == "triton":
+        from gam_kernels.gram.kernel import launch_gram
+
+        return launch_gram(factors, dtype)
     if like.device.type == "cpu":
         return _passes.gram(factors, dtype)
     return reference.gram(factors, dtype)
