@@ -58,7 +58,7 @@ class Settings:
             "method": self.strategy.name,
             "weights": list(self.given.values()),
             "scale": self.scale,
-            "rank": _as_given(self.rank),
+            "rank": _rank_text(self.rank),
             **self.params,
         }
         found = {key: value for key, value in own.items() if options.get(key, ...) != value}
@@ -76,7 +76,7 @@ class Rule:
     Attributes:
         pattern: Glob over module paths; a star matches any characters, dots included.
         path: Where the options stand: () for the run, else ("modules", pattern).
-        values: Option to number, word or gradient (a tuple of numbers).
+        values: Option to number, word, gradient (a tuple of numbers) or `Strategy`.
     """
 
     pattern: str
@@ -108,7 +108,7 @@ class Rule:
                     weights = _check_weights(value, labels, complete=pattern is None)
                     values.update({(name, label): weight for label, weight in weights.items()})
                 elif name == "method":
-                    values[name,] = strategies.get(value).name
+                    values[name,] = strategies.get(value)
                 elif name == "rank":
                     values[name,] = _check_ranks(value)
                 elif name == "scale":
@@ -142,15 +142,18 @@ class Rule:
         """Return the options as `parse` takes them, without adapters that take no part."""
         options: dict[str, Any] = {}
         for (name, *label), value in self.values.items():
-            plain = list(value) if isinstance(value, tuple) else value
-            if not label:
-                options[name] = _as_given(plain) if name == "rank" else plain
-                for strategy in takers.get(name, ()):
-                    with contextlib.suppress(OptionError):
-                        options[name] = strategy.check({name: plain}, labels)[name]
-                        break
-            elif label[0] in present:
-                options.setdefault(name, {})[label[0]] = plain
+            plain: Any = list(value) if isinstance(value, tuple) else value
+            if label:
+                if label[0] in present:
+                    options.setdefault(name, {})[label[0]] = plain
+                continue
+            if name in ("method", "rank"):
+                plain = _rank_text(plain) if name == "rank" else value.name
+            for strategy in takers.get(name, ()):
+                with contextlib.suppress(OptionError):
+                    plain = strategy.check({name: plain}, labels)[name]
+                    break
+            options[name] = plain
         return options
 
 
@@ -183,17 +186,18 @@ def parameters(rules: Sequence[Rule]) -> dict[str, list[Strategy]]:
     Raises:
         OptionError: A rule sets a parameter that none of the methods has.
     """
-    names = dict.fromkeys(rule.values["method",] for rule in rules if ("method",) in rule.values)
+    methods = [rule.values["method",] for rule in rules if ("method",) in rule.values]
+    names = {strategy.name: strategy for strategy in methods}
     known: dict[str, list[Strategy]] = {}
-    for strategy in map(strategies.get, names):
+    for strategy in names.values():
         for param in strategy.params:
             known.setdefault(param.name, []).append(strategy)
     for rule in rules:
         for name, *_ in rule.values:
             if name in known or name in MODULE_OPTIONS:
                 continue
-            methods = ", ".join(map(repr, names))
-            subject = f"method {methods} has" if len(names) == 1 else f"methods {methods} have"
+            listed = ", ".join(map(repr, names))
+            subject = f"method {listed} has" if len(names) == 1 else f"methods {listed} have"
             near = difflib.get_close_matches(name, [*known, *MODULE_OPTIONS], n=1)
             hint = f". Did you mean {near[0]!r}?" if near else ""
             with rule.located(name):
@@ -241,7 +245,7 @@ def resolve(
             chosen = _Chosen(name, layer, {})
             for reach in applying:
                 chosen.values.update({k: (reach, v) for k, v in reach.rule.values.items()})
-            strategy = strategies.get(chosen.get("method"))
+            strategy = chosen.get("method")
             own = {param.name for param in strategy.params}
             used |= {(r.rule.path, k[0]) for r in applying for k in r.rule.values if k[0] in own}
             known[key] = _settle(chosen, strategy, labels, absent, normalize)
@@ -367,7 +371,7 @@ def record(rules: Sequence[Rule], labels: Sequence[str], absent: Sequence[str]) 
     whole, *refined = (rule.recorded(takers, labels, present) for rule in rules)
     del whole["rank"]  # as it was given
     whole["weights"] = list(whole["weights"].values())
-    defaults = strategies.get(whole["method"]).check({}, labels)
+    defaults = rules[0].values["method",].check({}, labels)
     options = {**{name: whole.pop(name, value) for name, value in defaults.items()}, **whole}
     if refined:
         patterns = [rule.pattern for rule in rules[1:]]
@@ -473,7 +477,7 @@ def _check_rank(rank: Any) -> int | str | float:
     )
 
 
-def _as_given(rank: Any) -> Any:
+def _rank_text(rank: int | str | float) -> int | str:
     return f"energy={rank}" if isinstance(rank, float) else rank
 
 
