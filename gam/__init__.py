@@ -9,8 +9,8 @@ from gam.errors import AdapterError, GamError, OptionError, OutputError, PluginE
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter, LowRank
+    from gam.load import load_adapter
     from gam.merge import merge_adapters
-    from gam.read import read_adapter as load_adapter
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ __all__ = [
 _LAZY = {
     "Adapter": ("gam.adapter", "Adapter"),
     "LowRank": ("gam.adapter", "LowRank"),
-    "load_adapter": ("gam.read", "read_adapter"),
+    "load_adapter": ("gam.load", "load_adapter"),
     "merge_adapters": ("gam.merge", "merge_adapters"),
 }
 

@@ -73,12 +73,13 @@ class Source:
     """Where an adapter came from.
 
     Attributes:
-        name: What the user called it (a path as it was given).
+        name: A path as it was given; a name on the Hub with its commit in place of a branch.
         path: The weights file on disk.
         sha256: Hex digest of the weights file.
         config_sha256: Hex digest of ``adapter_config.json``; None for a bare file.
         alpha: The alpha that the caller gave, where the file states none and it was used;
             None where the file and its config say it all.
+        commit: The commit on the Hub, 40 hex digits; None for an adapter that is not from there.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Source:
     sha256: str
     config_sha256: str | None = None
     alpha: float | None = None
+    commit: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,18 @@ import click
 from gam import __version__
 from gam.errors import OptionError, PluginError
 from gam.strategies import STRATEGIES, Param, get, names, parameters
-from gam.terminal import Command, Option, byte_size, counted, number, percent, shown, span, table
+from gam.terminal import (
+    Command,
+    Option,
+    byte_size,
+    counted,
+    number,
+    percent,
+    settle_client,
+    shown,
+    span,
+    table,
+)
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter
@@ -32,11 +43,13 @@ Examples:
   gam-merge math-lora code-lora -o merged
   gam-merge math-lora code-lora -o merged --weights 0.7,0.3 --rank 32
   gam-merge math-lora code-lora -o merged --method ties --density 0.3
+  gam-merge math-lora user/code-lora@v2 -o merged
   gam-merge math-lora code-lora --dry-run
   gam-merge --config merged/gam_merge.json -o again
 
-An ADAPTER is a folder that PEFT saved, or a .safetensors file. The result is a folder
-that PEFT and vLLM load like any other adapter.
+An ADAPTER is a folder that PEFT saved, a .safetensors file, or an adapter on the Hub:
+user/name[@revision][:folder], with hf:// before it where a local path has that name. The
+result is a folder that PEFT and vLLM load like any other adapter.
 """
 
 
@@ -225,8 +238,10 @@ def main(
     params = _parameters(flags, assigned, taken=options)
     given = {name: value for name, value in options.items() if _is_given(ctx, name)}
 
+    settle_client(quiet)
     from gam.files import REPORT_NAME
-    from gam.merge import execute, input_files
+    from gam.load import input_files
+    from gam.merge import execute
     from gam.recipe import Recipe, read_recipe
     from gam.write import check_output
 
@@ -370,6 +385,7 @@ def _plan_record(plan: Plan, output: str | None) -> dict[str, Any]:
                 "name": adapter.name,
                 "source": adapter.source and adapter.source.name,
                 "sha256": adapter.source and adapter.source.sha256,
+                "commit": adapter.source and adapter.source.commit,
                 "base_model": adapter.config.get("base_model_name_or_path"),
                 "weight": weight,
                 "modules": len(adapter.modules),

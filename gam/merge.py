@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from gam.adapter import Adapter, LowRank, Source
+from gam.adapter import Adapter, LowRank
 from gam.batches import batches, resolve
 from gam.config import output_config
 from gam.errors import AdapterError, PluginError
+from gam.load import input_files
 from gam.plan import Given, Plan, PlannedModule, plan_merge
 from gam.recipe import Recipe, read_recipe
 from gam.refactor import Spectrum, choose_rank, decompose
@@ -54,9 +55,9 @@ def merge_adapters(
     """Merge LoRA adapters into one.
 
     Args:
-        adapters: Paths of adapter folders or `.safetensors` files, or adapters in memory;
-            in a mapping, by the labels that they are to have. May be left out where
-            ``config`` names them.
+        adapters: Paths of adapter folders or `.safetensors` files, names on the Hub
+            (``user/name[@revision][:folder]``), or adapters in memory; in a mapping, by the
+            labels that they are to have. May be left out where ``config`` names them.
         config: A recipe, or the `gam_merge.json` of an earlier merge: see `gam.recipe`. What
             is given here wins over what it says.
         allow_changes: Go on where the adapters, or the version of gam-merge, are not those
@@ -136,13 +137,6 @@ def execute(plan: Plan, progress: Callable[[int, int], None] | None = None) -> A
         report=report,
         inputs=[source for source in sources if source is not None],
     )
-
-
-def input_files(adapters: Sequence[Given] | Mapping[str, Given]) -> list[str | PathLike[str]]:
-    """Return the files that the adapters are read from."""
-    given = adapters.values() if isinstance(adapters, Mapping) else adapters
-    sources = [a.source if isinstance(a, Adapter) else a for a in given]
-    return [s.path if isinstance(s, Source) else s for s in sources if s is not None]
 
 
 def _merge_modules(
@@ -337,6 +331,7 @@ def _report(
             "source": adapter.source.name if adapter.source else None,
             "sha256": adapter.source.sha256 if adapter.source else None,
             "config_sha256": adapter.source.config_sha256 if adapter.source else None,
+            "commit": adapter.source.commit if adapter.source else None,
             "base_model": adapter.config.get("base_model_name_or_path"),
             "weight": weight,
             "modules": len(adapter.modules),

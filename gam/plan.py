@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -15,7 +15,9 @@ from gam import strategies
 from gam.adapter import Adapter
 from gam.config import CONFIG_NAME
 from gam.errors import AdapterError, OptionError
-from gam.read import check_modules, default_name, read_adapter
+from gam.hub.download import HubAdapter
+from gam.load import find_adapter, label_of, open_adapter
+from gam.read import check_modules, read_config
 from gam.settings import Rule, Settings, is_number, make_rules, record, resolve
 from gam.strategies.base import Strategy
 from gam.threads import run
@@ -109,8 +111,9 @@ def plan_merge(
     """Read and check everything a merge needs; compute nothing.
 
     Args:
-        adapters: Paths of adapter folders or `.safetensors` files, or adapters in memory;
-            in a mapping, by the labels that they are to have.
+        adapters: Paths of adapter folders or `.safetensors` files, names on the Hub
+            (``user/name[@revision][:folder]``), or adapters in memory; in a mapping, by the
+            labels that they are to have.
         method: Name of the strategy.
         weights: One per adapter, in order or by label, any sign; 0 leaves an adapter out.
             None: equal.
@@ -174,12 +177,16 @@ def plan_merge(
     }
     rules = make_rules(own, modules or {}, labels)
     absent = [label for label in labels if not any(rule.takes(label) for rule in rules)]
-    loaded = list(run(partial(_open, alpha, allow_pickle), adapters, labels))
+    # What is on the Hub is checked as far as its configs go before weights are downloaded.
+    found = list(run(partial(_find, allow_pickle), adapters))
+    if not allow_base_mismatch:
+        _check_bases(list(_known_configs(found, labels)))
+    loaded = list(run(partial(_open, alpha, allow_pickle), found, labels))
     _check_unchanged(loaded, expect or {})
     if alpha is not None and not any(a.source and a.source.alpha is not None for a in loaded):
         raise OptionError("alpha: every adapter states its own alpha; leave --alpha out", "alpha")
     if not allow_base_mismatch:
-        _check_bases(loaded)
+        _check_bases([(adapter.name, adapter.config) for adapter in loaded])
     shapes = _shapes(loaded)
     present = [adapter for adapter in loaded if adapter.name not in absent]
     names = sorted({name for adapter in present for name in adapter.modules})
@@ -211,7 +218,7 @@ def plan_merge(
 
 def _labels(adapters: Sequence[Any]) -> list[str]:
     """Return a short unique label for each adapter."""
-    names = [a.name if isinstance(a, Adapter) else default_name(a) for a in adapters]
+    names = [a.name if isinstance(a, Adapter) else label_of(a) for a in adapters]
     labels: list[str] = []
     for name in names:
         # Count on from 1 past every label and every name that is there already.
@@ -221,12 +228,27 @@ def _labels(adapters: Sequence[Any]) -> list[str]:
     return labels
 
 
+def _find(allow_pickle: bool, adapter: Given) -> Given | HubAdapter:
+    return adapter if isinstance(adapter, Adapter) else find_adapter(adapter, allow_pickle)
+
+
+def _known_configs(
+    found: Sequence[Given | HubAdapter], labels: Sequence[str]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield label and config of the adapters whose config is known before they are opened."""
+    for adapter, label in zip(found, labels, strict=True):
+        if isinstance(adapter, Adapter):
+            yield label, adapter.config
+        elif isinstance(adapter, HubAdapter):
+            yield label, read_config(adapter.config, str(adapter.name))
+
+
 def _open(
-    alpha: float | None, allow_pickle: bool, adapter: str | PathLike[str] | Adapter, label: str
+    alpha: float | None, allow_pickle: bool, adapter: Given | HubAdapter, label: str
 ) -> Adapter:
     if isinstance(adapter, Adapter):
         return replace(adapter, name=label, modules=check_modules(adapter.modules, label))
-    return read_adapter(adapter, alpha=alpha, allow_pickle=allow_pickle, name=label)
+    return open_adapter(adapter, label, alpha=alpha, allow_pickle=allow_pickle)
 
 
 def _check_unchanged(
@@ -252,9 +274,9 @@ def _check_unchanged(
         )
 
 
-def _check_bases(adapters: Sequence[Adapter]) -> None:
+def _check_bases(configs: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     for key, what in (("base_model_name_or_path", "base model"), ("revision", "base revision")):
-        named = [(a.name, a.config[key]) for a in adapters if a.config.get(key)]
+        named = [(name, config[key]) for name, config in configs if config.get(key)]
         for name, base in named[1:]:
             if str(base).rstrip("/") != str(named[0][1]).rstrip("/"):
                 raise AdapterError(

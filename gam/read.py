@@ -69,6 +69,7 @@ def read_adapter(
     alpha: float | None = None,
     allow_pickle: bool = False,
     name: str | None = None,
+    called: str | None = None,
 ) -> Adapter:
     """Return the adapter in a PEFT folder or a ``.safetensors`` file, fully checked.
 
@@ -84,6 +85,7 @@ def read_adapter(
             they state. ``source.alpha`` tells whether it was used.
         allow_pickle: Also read ``adapter_model.bin``, with ``weights_only=True``.
         name: Label of the adapter; default the folder's name, or the file's stem.
+        called: What to call it in messages; default the path.
 
     Returns:
         The adapter: modules sorted by name, ``lora_a`` [r, in] and ``lora_b`` [out, r] in
@@ -94,13 +96,13 @@ def read_adapter(
             states no scaling.
         OptionError: ``alpha`` is not a finite number.
     """
-    where = os.fspath(path)
+    where = called or os.fspath(path)
     if alpha is not None and not math.isfinite(alpha):
         raise OptionError(f"alpha: got {alpha!r}, expected a finite number.")
     with _reading(where):
         weights = _locate(Path(path), where, allow_pickle)
         config_path = weights.with_name(CONFIG_NAME)
-        config = _read_config(config_path, where) if os.path.lexists(config_path) else None
+        config = read_config(config_path, where) if os.path.lexists(config_path) else None
         tensors, metadata = _load(weights, where)
         factors, alphas = _sort_tensors(tensors, where)
         scalings = _Scalings(config, metadata, alphas, alpha, where)
@@ -190,9 +192,9 @@ def _locate(path: Path, where: str, allow_pickle: bool) -> Path:
         weights = path
     else:
         raise AdapterError(
-            f"adapter {where!r}: no such folder or file. "
-            "Give the path of a PEFT adapter folder or a .safetensors file; download one that "
-            "is on the Hub first."
+            f"adapter {where!r}: no such folder or file. Give the path of a PEFT adapter folder "
+            "or a .safetensors file, or the name of an adapter on the Hub: "
+            "user/name[@revision][:folder]."
         )
     if not weights.is_file():
         raise AdapterError(
@@ -229,7 +231,19 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_config(path: Path, where: str) -> dict[str, Any]:
+def read_config(path: Path, where: str) -> dict[str, Any]:
+    """Return an ``adapter_config.json``, refused where it describes no plain LoRA.
+
+    Args:
+        path: The file.
+        where: What to call the adapter in messages.
+
+    Returns:
+        Its keys, as they are.
+
+    Raises:
+        AdapterError: It cannot be merged, or is damaged.
+    """
     config = _parse_object(path.read_bytes(), CONFIG_NAME, where)
     check_config(config, where)
     return config

@@ -16,6 +16,7 @@ from gam import __version__, strategies
 from gam.document import parse
 from gam.errors import AdapterError, OptionError, PluginError
 from gam.files import REPORT_NAME
+from gam.hub.names import hub_name
 from gam.plan import Given, Plan, plan_merge
 from gam.settings import MODULE_OPTIONS
 
@@ -238,9 +239,9 @@ def _adapters(value: Any, lines: Mapping[_Path, int], file: Path, where: str) ->
 
 
 def _place(text: str, folder: Path) -> str | Path:
-    """Return a path as one; what can only be a name on the Hub stays text."""
+    """Return a path as one; a name on the Hub, where no such path is, stays text."""
     path = folder / Path(text).expanduser()
-    return text if text.startswith("hf://") and not path.exists() else path
+    return text if hub_name(text) is not None and not path.exists() else path
 
 
 def _read_record(record: Mapping[str, Any], file: Path, where: str) -> Recipe:

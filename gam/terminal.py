@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -53,6 +55,20 @@ class Command(click.Command):
             if "allocate memory" not in str(error):  # how torch says it on a CPU
                 raise
             raise click.ClickException(_OUT_OF_MEMORY) from error
+
+
+def settle_client(quiet: bool) -> None:
+    """Set up huggingface_hub, before it is imported, for a command.
+
+    What it would log is in our errors, and its progress bars are for terminals. What the
+    user has set stays.
+
+    Args:
+        quiet: No progress bars on a terminal either.
+    """
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -147,6 +147,8 @@ def _from_here(source: Source, folder: Path) -> str:
 
     A relative path says nothing of the folders above both, and holds when all are moved.
     """
+    if source.commit is not None:
+        return source.name
     typed = Path(source.name).name == source.path.name
     place = source.path if typed else source.path.parent
     try:

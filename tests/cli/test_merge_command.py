@@ -182,7 +182,8 @@ def test_a_missing_adapter_exits_1() -> None:
         invoke("nowhere", "-o", "out"),
         1,
         "Error: adapter 'nowhere': no such folder or file. Give the path of a PEFT adapter "
-        "folder or a .safetensors file; download one that is on the Hub first.\n",
+        "folder or a .safetensors file, or the name of an adapter on the Hub: "
+        "user/name[@revision][:folder].\n",
     )
 
 

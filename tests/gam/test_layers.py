@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,9 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
         ("gam.document", ("safetensors", "yaml", "gam.plan", "gam.strategies")),
         ("gam.recipe", ("yaml", "gam.write", "gam.merge", "gam.card")),
         ("gam.plan", ("gam.recipe", "gam.write", "gam.merge", "gam.card")),
+        ("gam.hub.names", ("huggingface_hub", "torch")),
+        ("gam.hub.download", ("huggingface_hub", "gam_kernels", "gam.read", "gam.card")),
+        ("gam.load", ("huggingface_hub", "gam_kernels", "gam.write", "gam.plan", "gam.card")),
         ("gam.batches", ("gam.write", "gam.merge", "gam.card")),
         ("gam.merge", ("gam.card",)),
     ],
@@ -102,6 +106,13 @@ def test_a_merge_needs_neither_transformers_nor_peft(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
     assert "gam.merge" in modules
     assert not layers(modules, "transformers", "peft", "huggingface_hub", "scipy")
+
+
+def test_one_package_talks_to_the_hub() -> None:
+    package = Path(gam.__file__).parent
+    texts = {path: path.read_text() for path in package.rglob("*.py")}
+    users = [p for p, text in texts.items() if re.search("(import|from) huggingface_hub", text)]
+    assert {path.parent for path in users} == {package / "hub"}
 
 
 def test_public_names_are_there() -> None:

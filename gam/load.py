@@ -1,0 +1,85 @@
+"""An adapter by what the user calls it: a path, or a name on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from os import PathLike
+
+from gam.adapter import Adapter
+from gam.hub.download import HubAdapter, download, locate
+from gam.hub.names import hub_name
+from gam.read import default_name, read_adapter
+
+
+def load_adapter(
+    adapter: str | PathLike[str],
+    *,
+    alpha: float | None = None,
+    allow_pickle: bool = False,
+    name: str | None = None,
+) -> Adapter:
+    """Return an adapter from a PEFT folder, a ``.safetensors`` file or the Hub, fully checked.
+
+    Args:
+        adapter: Folder or file, or ``user/name[@revision][:folder]`` on the Hub, where a local
+            path wins; ``hf://`` before the name forces the Hub.
+        alpha: LoRA alpha where neither config nor file states one.
+        allow_pickle: Also read ``adapter_model.bin``, with ``weights_only=True``.
+        name: Label of the adapter; default its folder's or repository's name, or its stem.
+
+    Returns:
+        The adapter, as `gam.read.read_adapter` returns it; ``source`` says where it is from.
+
+    Raises:
+        AdapterError: The adapter cannot be found, downloaded or read, or holds something
+            that cannot be merged.
+        OptionError: ``alpha`` is not a finite number.
+
+    Example:
+        >>> load_adapter("user/code-lora@v2")  # doctest: +SKIP
+    """
+    found = find_adapter(adapter, allow_pickle)
+    return open_adapter(found, name or label_of(adapter), alpha=alpha, allow_pickle=allow_pickle)
+
+
+def find_adapter(
+    adapter: str | PathLike[str], allow_pickle: bool = False
+) -> str | PathLike[str] | HubAdapter:
+    """Return a path as it is, or an adapter of the Hub of which only the config is here yet."""
+    name = hub_name(adapter)
+    return adapter if name is None else locate(name, allow_pickle)
+
+
+def open_adapter(
+    found: str | PathLike[str] | HubAdapter, name: str, *, alpha: float | None, allow_pickle: bool
+) -> Adapter:
+    """Return the adapter that `find_adapter` has found; downloads its weights where needed."""
+    if not isinstance(found, HubAdapter):
+        return read_adapter(found, alpha=alpha, allow_pickle=allow_pickle, name=name)
+    weights = download(found)
+    adapter = read_adapter(
+        weights, alpha=alpha, allow_pickle=allow_pickle, name=name, called=str(found.name)
+    )
+    assert adapter.source is not None
+    source = replace(adapter.source, name=str(found.pinned), commit=found.commit)
+    return replace(adapter, source=source)
+
+
+def label_of(adapter: str | PathLike[str]) -> str:
+    """Return the label of an adapter that is given none."""
+    name = hub_name(adapter)
+    return default_name(adapter) if name is None else name.label
+
+
+def input_files(
+    adapters: Iterable[str | PathLike[str] | Adapter] | Mapping[str, str | PathLike[str] | Adapter],
+) -> list[str | PathLike[str]]:
+    """Return the local paths that adapters are read from, for `gam.write.check_output`."""
+    paths: list[str | PathLike[str]] = []
+    for adapter in adapters.values() if isinstance(adapters, Mapping) else adapters:
+        if not isinstance(adapter, Adapter):
+            paths += [] if hub_name(adapter) else [adapter]
+        elif adapter.source is not None:
+            paths.append(adapter.source.path)
+    return paths
