@@ -11,8 +11,7 @@ import torch
 
 from gam.adapter import Adapter
 from gam.plan import Plan, PlannedModule
-from gam.refactor import InexactError
-from gam.updates import Update, from_factors, from_module
+from gam.updates import InexactError, Update, from_factors, from_module
 
 _T = TypeVar("_T")
 _Use = Callable[[Sequence[PlannedModule], Sequence[Update]], _T]

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 # Options in the rerun command: always written, or only where they differ from the default.
 _ALWAYS = ("method", "weights", "dtype")
 _DEFAULTS = {
-    "normalize": True,
+    "normalize": None,
     "scale": 1.0,
-    "rank": "max",
+    "rank": None,
     "uniform_rank": False,
     "missing": "zero",
     "alpha": None,
@@ -138,7 +138,7 @@ def _command(report: MergeReport) -> str:
             continue
         flag = "--" + name.replace("_", "-")
         if name == "normalize":
-            words.append("--no-normalize")
+            words.append("--normalize" if value else "--no-normalize")
         else:
             words += [flag] if isinstance(default, bool) else [f"{flag}={value}"]
     for name, value in options.items():

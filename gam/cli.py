@@ -90,6 +90,10 @@ def _list_methods(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
                 formatter.write_text(f"From {strategy.package}")
             if strategy.paper:
                 formatter.write_text(f"Paper: {strategy.paper}")
+            if not strategy.normalize or strategy.rank != "max":
+                normalize = "" if strategy.normalize else " --no-normalize"
+                rank = "" if strategy.rank == "max" else f" --rank {strategy.rank}"
+                formatter.write_text(f"Unless you say otherwise:{normalize}{rank}")
             if strategy.params:
                 formatter.write_dl([_parameter_help(param) for param in strategy.params])
     click.echo(formatter.getvalue().strip("\n"))
@@ -104,6 +108,11 @@ def _parameter_help(param: Param) -> tuple[str, str]:
 
 def _default(param: Param) -> str:
     return "" if param.default is None else f"  [default: {str(param.default).lower()}]"
+
+
+def _having(field: str, value: Any) -> str:
+    """Return the names of the methods that differ from the others in a default."""
+    return ", ".join(name for name, s in STRATEGIES.items() if getattr(s, field) == value)
 
 
 def _flag(name: str) -> Callable[[_Function], _Function]:
@@ -151,8 +160,9 @@ _show = partial(click.option, cls=Option, heading="What to show")
 )
 @_mixing(
     "--normalize/--no-normalize",
-    default=True,
-    help="Divide the weights by the sum of their absolute values.",
+    default=None,
+    help="Divide the weights by the sum of their absolute values.  [default: --normalize; "
+    f"--no-normalize for {_having('normalize', False)}]",
 )
 @_mixing("--scale", metavar="X", type=float, default=1.0, help="Factor on the merged update.")
 @_mixing(
@@ -175,9 +185,9 @@ _show = partial(click.option, cls=Option, heading="What to show")
 @_size(
     "--rank",
     metavar="N|max|sum|energy=X",
-    default="max",
     help="Rank of the result: a number, the largest or the sum of the input ranks, or the "
-    "smallest that keeps the share X of the energy.",
+    "smallest that keeps the share X of the energy.  [default: max; sum for "
+    f"{_having('rank', 'sum')}]",
 )
 @_size("--uniform-rank", is_flag=True, help="Pad all modules with zeros to one rank.")
 @_size(

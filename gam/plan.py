@@ -95,9 +95,9 @@ def plan_merge(
     *,
     method: str = "gam",
     weights: Weights | None = None,
-    normalize: bool = True,
+    normalize: bool | None = None,
     scale: float | Sequence[float] = 1.0,
-    rank: int | str | Sequence[int] = "max",
+    rank: int | str | Sequence[int] | None = None,
     uniform_rank: bool = False,
     missing: str = "zero",
     dtype: str = "auto",
@@ -117,10 +117,12 @@ def plan_merge(
         method: Name of the strategy.
         weights: One per adapter, in order or by label, any sign; 0 leaves an adapter out.
             None: equal.
-        normalize: Divide the weights by the sum of their absolute values.
+        normalize: Divide the weights by the sum of their absolute values. None: unless the
+            method adds updates up, as its `Strategy` says.
         scale: Factor on the merged update.
         rank: Output rank of each module: a number, "max" (the largest input rank), "sum",
             or "energy=0.99" (the smallest that keeps this share of the squared norm).
+            None: "max", or what the `Strategy` of the method says.
         uniform_rank: Pad every module with zeros to the largest rank.
         missing: A module that an adapter lacks counts as an update of "zero", or the
             weights are made to sum to one over the others ("renormalize").
@@ -152,7 +154,7 @@ def plan_merge(
     if not adapters:
         raise OptionError("adapters: got none; give at least one to merge")
     flags = {
-        "normalize": normalize,
+        "normalize": False if normalize is None else normalize,
         "uniform_rank": uniform_rank,
         "allow_pickle": allow_pickle,
         "allow_base_mismatch": allow_base_mismatch,

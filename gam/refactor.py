@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gam.updates import Product, Side
+from gam.updates import InexactError, Product, Side
 from gam_kernels import orthonormalize_gram
 
 # A Gram matrix worse than this is not factored by Cholesky; float32 cannot serve it at all.
@@ -15,10 +15,6 @@ _CHOLESKY_LIMIT = {torch.float64: 1e5, torch.float32: 1e2}
 _NOISE = 1e-7
 # Where the terms of a sum cancel to less than this, the noise would show: QR instead.
 _CANCELLATION = 1e-3
-
-
-class InexactError(ArithmeticError):
-    """The float32 factors do not determine the result; float64 ones do."""
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,9 @@ class Settings:
             **self.params,
         }
         found = {key: value for key, value in own.items() if options.get(key, ...) != value}
-        if "rank" in found and _check_ranks(options["rank"]) == self.rank:
-            del found["rank"]
+        rank = options["rank"]
+        if self.rank == (self.strategy.rank if rank is None else _check_ranks(rank)):
+            found.pop("rank", None)
         if "weights" in found:
             found["weights"] = dict(self.given)
         return found
@@ -214,7 +215,7 @@ def resolve(
     names: Sequence[str],
     labels: Sequence[str],
     absent: Sequence[str],
-    normalize: bool,
+    normalize: bool | None,
 ) -> dict[str, Settings]:
     """Return how each module is merged; those that are skipped are left out.
 
@@ -225,7 +226,8 @@ def resolve(
         names: Module paths.
         labels: Of all adapters.
         absent: Labels of adapters that take no part.
-        normalize: Divide the weights by the sum of their absolute values.
+        normalize: Divide the weights by the sum of their absolute values; None: as each
+            method does.
 
     Raises:
         OptionError: A pattern matches nothing, a parameter applies nowhere or is refused by
@@ -315,7 +317,7 @@ def _settle(
     strategy: Strategy,
     labels: Sequence[str],
     absent: Sequence[str],
-    normalize: bool,
+    normalize: bool | None,
 ) -> Settings | None:
     """Return the settings of one module; None if it is skipped."""
     if ("skip",) in chosen.values and chosen.get("skip"):
@@ -343,9 +345,13 @@ def _settle(
             raise OptionError(
                 f"weights: all are 0 in module {chosen.name!r}; skip it, or give it one"
             )
-    rank = chosen.get("rank")
-    if isinstance(chosen.values["rank",][1], tuple):
-        rank = math.floor(rank + 0.5)
+    rank = strategy.rank
+    if ("rank",) in chosen.values:
+        rank = chosen.get("rank")
+        if isinstance(chosen.values["rank",][1], tuple):
+            rank = math.floor(rank + 0.5)
+    if normalize is None:
+        normalize = strategy.normalize
     scale = chosen.get("scale")
     return Settings(
         strategy=strategy,
@@ -369,7 +375,7 @@ def record(rules: Sequence[Rule], labels: Sequence[str], absent: Sequence[str]) 
     takers = parameters(rules)
     present = [label for label in labels if label not in absent]
     whole, *refined = (rule.recorded(takers, labels, present) for rule in rules)
-    del whole["rank"]  # as it was given
+    whole.pop("rank", None)  # as it was given
     whole["weights"] = list(whole["weights"].values())
     defaults = rules[0].values["method",].check({}, labels)
     options = {**{name: whole.pop(name, value) for name, value in defaults.items()}, **whole}

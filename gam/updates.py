@@ -16,6 +16,10 @@ import torch
 from gam_kernels import combine, gram, orthonormalize, orthonormalize_gram
 
 
+class InexactError(ArithmeticError):
+    """The float32 factors do not determine the result; float64 ones do."""
+
+
 @dataclass(frozen=True)
 class Side:
     """The bases of all adapters on one side of the updates, and how they lie to each other.
@@ -87,6 +91,12 @@ class Update:
     core: torch.Tensor
     right: Basis
     rank: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d, k), the shape of each dense update."""
+        first, second = (basis.side.factors[0][0].shape[0] for basis in (self.left, self.right))
+        return first, second
 
     def norm(self) -> torch.Tensor:
         """Frobenius norm of each update, [m]."""

@@ -64,6 +64,10 @@ class Strategy:
         summary: One line.
         paper: Reference to the paper, for the model card.
         params: Its parameters.
+        normalize: Whether the weights are made to sum to one where the user does not say;
+            False for methods that add updates up.
+        rank: Output rank where the user does not say; "sum" for methods whose result is of
+            high rank.
         package: Distribution and version that brings it; empty for a method of gam's own.
     """
 
@@ -72,6 +76,8 @@ class Strategy:
     summary: str
     paper: str
     params: tuple[Param, ...] = ()
+    normalize: bool = True
+    rank: Literal["max", "sum"] = "max"
     package: str = ""
 
     def load(self) -> Callable[..., Any]:

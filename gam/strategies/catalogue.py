@@ -13,6 +13,11 @@ _DENSITY = Param(
     maximum=1,
 )
 
+_ISO = (
+    "Marczak et al. 2025, No Task Left Behind: Isotropic Model Merging with Common and "
+    "Task-Specific Subspaces, arXiv:2502.04959"
+)
+
 BUILT_IN = (
     Strategy(
         name="gam",
@@ -40,8 +45,23 @@ BUILT_IN = (
     Strategy(
         name="linear",
         function="gam.strategies.linear:linear",
-        summary="Weighted sum of the updates, best approximation at the output rank.",
+        summary="Weighted average of the updates.",
         paper="",
+    ),
+    Strategy(
+        name="task_arithmetic",
+        function="gam.strategies.linear:linear",
+        summary="Weighted sum of the updates: `linear` with the weights as they are given.",
+        paper="Ilharco et al. 2023, Editing Models with Task Arithmetic, arXiv:2212.04089",
+        normalize=False,
+    ),
+    Strategy(
+        name="concat",
+        function="gam.strategies.linear:linear",
+        summary="Weighted sum of the updates, exact: their factors next to each other.",
+        paper="",
+        normalize=False,
+        rank="sum",
     ),
     Strategy(
         name="ties",
@@ -50,5 +70,52 @@ BUILT_IN = (
         paper="Yadav et al. 2023, TIES-Merging: Resolving Interference When Merging Models, "
         "arXiv:2306.01708",
         params=(_DENSITY,),
+    ),
+    Strategy(
+        name="tsv",
+        function="gam.strategies.tsv:tsv",
+        summary="Make the singular vectors of all adapters orthogonal, then add up.",
+        paper="Gargiulo et al. 2025, Task Singular Vectors: Reducing Task Interference in Model "
+        "Merging, arXiv:2412.00081",
+        normalize=False,
+    ),
+    Strategy(
+        name="iso_c",
+        function="gam.strategies.iso:iso_c",
+        summary="Add up, then make all singular values equal.",
+        paper=_ISO,
+        normalize=False,
+        rank="sum",
+    ),
+    Strategy(
+        name="iso_cts",
+        function="gam.strategies.iso:iso_cts",
+        summary="As iso_c, with the least directions given to single adapters.",
+        paper=_ISO,
+        params=(
+            Param(
+                "common",
+                "float",
+                0.8,
+                "Share of the directions that are common to all adapters.",
+                minimum=0,
+                maximum=1,
+            ),
+        ),
+        normalize=False,
+        rank="sum",
+    ),
+    Strategy(
+        name="karcher",
+        function="gam.strategies.spherical:karcher",
+        summary="Karcher mean on the sphere of directions, with the average size; slerp for two.",
+        paper="Buss and Fillmore 2001, Spherical Averages and Applications, "
+        "doi:10.1145/502122.502124",
+    ),
+    Strategy(
+        name="multislerp",
+        function="gam.strategies.spherical:multislerp",
+        summary="Average in the tangent space at the mean direction; slerp for two.",
+        paper="Goddard et al. 2024, Arcee's MergeKit, arXiv:2403.13257",
     ),
 )

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from gam.strategies.core import inverse_root
 from gam.updates import Basis, Product, Update
 from gam_kernels import polar
 
@@ -97,7 +98,7 @@ def gam(
     ]
     core = torch.stack(cores).sum(0)
     if retract:
-        root_left, root_right = _inverse_root(left.gram), _inverse_root(right.gram)
+        root_left, root_right = inverse_root(left.gram), inverse_root(right.gram)
         core = root_left @ core @ root_right
     if match_norm:
         size = torch.linalg.vecdot((left.gram @ core).flatten(-2), (core @ right.gram).flatten(-2))
@@ -178,7 +179,7 @@ def _consensus(bases: Sequence[Basis], shares: Sequence[float]) -> _Frame:
     while iterations < _CONSENSUS_ITERATIONS and bool((change > _CONSENSUS_TOLERANCE).any()):
         iterations += 1
         mean = _mean(shares, rotations)
-        frame = mean @ _inverse_root(mean.mT @ joint @ mean)
+        frame = mean @ inverse_root(mean.mT @ joint @ mean)
         previous = rotations
         rotations = [polar(part)[0] for part in torch.split(joint @ frame, ranks, dim=-2)]
         moved = [(a - b).abs().amax((-2, -1)) for a, b in zip(rotations, previous, strict=True)]
@@ -190,15 +191,6 @@ def _consensus(bases: Sequence[Basis], shares: Sequence[float]) -> _Frame:
     }
     mean = _mean(shares, rotations)
     return _Frame(rotations, mean, mean.mT @ joint @ mean, diagnostics)
-
-
-def _inverse_root(matrix: torch.Tensor) -> torch.Tensor:
-    """Return the inverse square root of a symmetric positive matrix; zero on its kernel."""
-    values, vectors = torch.linalg.eigh(matrix)
-    floor = values[..., -1:] * matrix.shape[-1] * torch.finfo(matrix.dtype).eps
-    inverse = torch.where(values > floor, values.clamp_min(1e-300).rsqrt(), 0.0)
-    root: torch.Tensor = (vectors * inverse.unsqueeze(-2)) @ vectors.mT
-    return root
 
 
 def _warnings(diagnostics: dict[str, list[Any]]) -> dict[str, list[int]]:

@@ -227,7 +227,7 @@ def test_every_method_merges_as_it_would_each_kind_of_module_alone(method, missi
             weights=[own.given[a.name] for a in adapters if any(n in names for n in a.modules)],
             normalize=False,
             # The weights of adapters without these modules count when they are normalised.
-            scale=own.scale / sum(map(abs, own.given.values())),
+            scale=own.gain / sum(map(abs, own.given.values())),
             rank=own.rank,
         )
         for name in names:

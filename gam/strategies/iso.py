@@ -1,0 +1,86 @@
+"""Isotropic merging: the sum of the updates with all its singular values made equal.
+
+A LoRA update has no more than r singular values, and the singular vectors of the others,
+which are zero, are anybody's choice. So both methods work in the core space: within what
+the adapters span, R = sum r_i dimensions unless they share some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from gam.strategies.core import Core, core_space, inverse_root, spectrum
+from gam.updates import Product, Update
+
+
+def iso_c(updates: Sequence[Update], weights: Sequence[float]) -> Product:
+    """Return the Iso-C merge: ``s U V^T`` for ``sum_i w_i dW_i = U S V^T`` and s the mean of S.
+
+    Args:
+        updates: One per adapter, batched over m modules.
+        weights: One per update.
+
+    Returns:
+        An update of the rank of the sum; the mean is over its singular values that are not
+        zero.
+
+    Raises:
+        InexactError: The precision is float32, and it does not determine the small vectors.
+
+    Source: Marczak et al. 2025, arXiv:2502.04959, section 4.1.
+    """
+    core, total = _sum(updates, weights)
+    left, values, right = spectrum(total, updates[0].left.side.dtype)
+    return core.product(_mean(values) * left @ right.mT)
+
+
+def iso_cts(updates: Sequence[Update], weights: Sequence[float], *, common: float) -> Product:
+    """Return the Iso-CTS merge: Iso-C with the least directions given to single adapters.
+
+    Of R directions the sum of the updates gives the ``common`` leading ones, U_c and V_c.
+    The rest is shared out: each adapter gives the leading singular vectors of what its
+    update has outside of the common space, ``dW_i - U_c U_c^T dW_i``. All of them next to
+    each other are made orthogonal by the polar factor and get the mean of the singular
+    values.
+
+    Args:
+        updates: One per adapter, batched over m modules.
+        weights: One per update.
+        common: Share of the directions for the common space; a little more is taken where
+            the rest would not go into equal parts. With 1 this is `iso_c`.
+
+    Returns:
+        An update of at most rank R. Directions with a singular value of zero are left out,
+        of the mean too.
+
+    Raises:
+        InexactError: The precision is float32, and it does not determine the small vectors.
+
+    Source: Marczak et al. 2025, arXiv:2502.04959, section 4.2.
+    """
+    dtype = updates[0].left.side.dtype
+    core, total = _sum(updates, weights)
+    dimensions = min(total.shape[-1], *updates[0].shape)
+    own = round((dimensions - int(dimensions * common)) / len(updates))
+    left, values, right = spectrum(total, dtype, dimensions - own * len(updates))
+    parts = [(left, values, right)]
+    for matrix, weight in zip(core.matrices, weights, strict=True):
+        rest = weight * (matrix - left @ (left.mT @ matrix))
+        parts.append(spectrum(rest, dtype, own, abs(weight) * torch.linalg.matrix_norm(matrix)))
+    u, values, v = (torch.cat(column, dim=-1) for column in zip(*parts, strict=True))
+    u, v = (basis @ inverse_root(basis.mT @ basis, dtype) for basis in (u, v))
+    return core.product(_mean(values) * u @ v.mT)
+
+
+def _sum(updates: Sequence[Update], weights: Sequence[float]) -> tuple[Core, torch.Tensor]:
+    """Return the core space and the weighted sum of the updates in it."""
+    core = core_space(updates)
+    terms = [weight * matrix for weight, matrix in zip(weights, core.matrices, strict=True)]
+    return core, torch.stack(terms).sum(0)
+
+
+def _mean(values: torch.Tensor) -> torch.Tensor:
+    """Return the mean of those singular values, [m, n], that are not zero, as [m, 1, 1]."""
+    return (values.sum(-1) / (values > 0).sum(-1).clamp_min(1))[:, None, None]

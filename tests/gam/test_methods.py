@@ -1,0 +1,317 @@
+"""Every method: against its paper on dense matrices, and under the rules that all obey."""
+
+import math
+
+import dense_methods
+import numpy as np
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from updates_support import dense, dense_product, factors, updates_of
+
+from gam.adapter import Adapter, LowRank
+from gam.merge import merge_adapters
+from gam.strategies import STRATEGIES
+from gam.updates import Rows
+
+settings.register_profile("methods", deadline=None, max_examples=15)
+settings.load_profile("methods")
+
+ALL = sorted(STRATEGIES)
+ELSEWHERE = {"gam", "ties"}
+"""Methods with a dense form and a test file of their own."""
+ORDERED = {"gam"}
+"""Methods for which the order of the adapters matters: the first may be the reference."""
+ENTRYWISE = {"ties"}
+"""Methods that look at single entries of the updates, so that rotations change the result."""
+SINGLE = set(ALL) - {"ties", "iso_c", "iso_cts"}
+"""Methods that give a single adapter back as it is."""
+IDENTICAL = {
+    **dict.fromkeys(("gam", "linear", "karcher", "multislerp"), lambda weights: sum(weights)),
+    **dict.fromkeys(("task_arithmetic", "concat"), lambda weights: sum(weights)),
+    "tsv": lambda weights: sum(weights) / len(weights),
+}
+"""Methods that give identical adapters back, to the factor that the weights make of it."""
+
+seeds = st.integers(0, 10**6)
+shapes = st.tuples(st.integers(12, 24), st.integers(12, 24), st.integers(1, 4))
+signed_weights = st.lists(st.floats(0.2, 2.0) | st.floats(-2.0, -0.2), min_size=3, max_size=3)
+
+
+def many(shape, seed, n=3):
+    return [factors(*shape, seed=1000 * seed + i) for i in range(n)]
+
+
+def run(name, pairs, weights, scales=None, **params):
+    """The dense merge of some factors by a method, by its function alone."""
+    strategy = STRATEGIES[name]
+    updates = updates_of(pairs, scales)
+    used = [weights[int(update.name)] for update in updates]
+    result = strategy.load()(updates, used, **strategy.check(params, []))
+    if isinstance(result, Rows):
+        return result.rows(0, 0, result.shape[0]).double().numpy()
+    return dense_product(updates, result)
+
+
+def tolerance(name):
+    """Entries of the updates themselves are formed in float32."""
+    return 1e-4 if name in ENTRYWISE else 1e-7
+
+
+def test_every_method_has_a_dense_form():
+    assert set(ALL) == set(dense_methods.METHODS) | ELSEWHERE
+
+
+@pytest.mark.parametrize("name", dense_methods.METHODS)
+@given(shape=shapes, seed=seeds, weights=signed_weights)
+def test_equals_its_paper_on_dense_matrices(name, shape, seed, weights):
+    pairs = many(shape, seed)
+    expected = dense_methods.METHODS[name]([dense(*pair) for pair in pairs], weights)
+    assert oracle.relative_error(run(name, pairs, weights), expected) < 1e-7
+
+
+@pytest.mark.parametrize("name", dense_methods.METHODS)
+@given(seed=seeds, weights=signed_weights, ranks=st.permutations([1, 2, 4]))
+def test_mixed_ranks_equal_the_paper(name, seed, weights, ranks):
+    pairs = [factors(16, 20, rank, seed=1000 * seed + rank) for rank in ranks]
+    expected = dense_methods.METHODS[name]([dense(*pair) for pair in pairs], weights)
+    assert oracle.relative_error(run(name, pairs, weights), expected) < 1e-7
+
+
+@pytest.mark.parametrize("method", ["iso_c", "iso_cts"])
+@given(seed=seeds, weights=signed_weights)
+def test_at_full_rank_the_core_space_is_the_whole_space(method, seed, weights):
+    """Where the adapters span everything, the paper needs no restriction to their span."""
+    pairs = many((12, 12, 4), seed)
+    expected = getattr(dense_methods, method)([dense(*pair) for pair in pairs], weights)
+    assert oracle.relative_error(run(method, pairs, weights), expected) < 1e-6
+
+
+# --- rules for all --------------------------------------------------------------------
+
+
+def adapters_with(pairs, index, stand_in):
+    """Adapters of one module `w`, one of which holds something else instead."""
+    found = []
+    for i, (b, a) in enumerate(pairs):
+        own = stand_in if i == index else {"w": LowRank(a, b)}
+        # A second module keeps the adapter from being empty.
+        found.append(Adapter({"x": LowRank(a, b), **own}, {}, name=f"a{i}"))
+    return found
+
+
+def merged(adapters, name, **options):
+    """The dense merge through the public function, at a rank that holds all of it."""
+    rank = min(adapters[0].modules["w"].shape)
+    update = merge_adapters(adapters, method=name, rank=rank, **options).modules["w"]
+    return dense(update.lora_b, update.lora_a)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_absent_zero_and_weightless_are_alike(name):
+    pairs = many((16, 12, 3), seed=3)
+    b, a = pairs[1]
+    weights = [0.5, 0.7, -0.3]
+    absent = merged(adapters_with(pairs, 1, {}), name, weights=weights)
+    for stand_in in (LowRank(a, torch.zeros_like(b)), LowRank(torch.zeros_like(a), b)):
+        zero = merged(adapters_with(pairs, 1, {"w": stand_in}), name, weights=weights)
+        assert oracle.relative_error(zero, absent) < 1e-5
+    if name in dense_methods.METHODS:
+        shares = np.asarray(weights)
+        if STRATEGIES[name].normalize:
+            shares = shares / np.abs(shares).sum()
+        deltas = [dense(*pairs[0]), dense(*pairs[2])]
+        expected = dense_methods.METHODS[name](deltas, [shares[0], shares[2]])
+        assert oracle.relative_error(absent, expected) < 1e-5
+    adapters = adapters_with(pairs, 1, {"w": LowRank(a, b)})
+    without = merged([adapters[0], adapters[2]], name, weights=[0.5, -0.3])
+    weightless = merged(adapters, name, weights=[0.5, 0.0, -0.3])
+    assert oracle.relative_error(weightless, without) < 1e-5
+
+
+@pytest.mark.parametrize("name", sorted(SINGLE))
+@given(shape=shapes, seed=seeds, weight=st.sampled_from([1.0, 0.4, -0.7]))
+def test_one_adapter_comes_back(name, shape, seed, weight):
+    pair = factors(*shape, seed=seed)
+    result = run(name, [pair], [weight])
+    assert oracle.relative_error(result, weight * dense(*pair)) < 1e-7
+
+
+@pytest.mark.parametrize("name", IDENTICAL)
+@given(shape=shapes, seed=seeds)
+def test_identical_adapters_come_back(name, shape, seed):
+    pair = factors(*shape, seed=seed)
+    weights = [0.5, 0.3, 0.2]
+    result = run(name, [pair] * 3, weights)
+    assert oracle.relative_error(result, IDENTICAL[name](weights) * dense(*pair)) < 1e-6
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(shape=shapes, seed=seeds)
+def test_identical_adapters_give_something_finite_that_does_not_change(name, shape, seed):
+    pairs = [factors(*shape, seed=seed)] * 3
+    first = run(name, pairs, [0.5, 0.3, 0.2])
+    assert np.isfinite(first).all()
+    assert np.array_equal(run(name, pairs, [0.5, 0.3, 0.2]), first)
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(shape=shapes, seed=seeds)
+def test_weights_that_cancel_give_something_finite(name, shape, seed):
+    pair = factors(*shape, seed=seed)
+    assert np.isfinite(run(name, [pair, pair], [0.5, -0.5])).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(shape=shapes, seed=seeds, weights=signed_weights, order=st.permutations(range(3)))
+def test_order_does_not_matter(name, shape, seed, weights, order):
+    if name in ORDERED:
+        order = [0, *(i for i in order if i)]
+    pairs = many(shape, seed)
+    expected = run(name, pairs, weights)
+    turned = run(name, [pairs[i] for i in order], [weights[i] for i in order])
+    assert oracle.relative_error(turned, expected) < tolerance(name)
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(shape=shapes, seed=seeds, weights=signed_weights, factor=st.sampled_from([2.0, -0.25, 16.0]))
+def test_homogeneous(name, shape, seed, weights, factor):
+    """In the updates and in the weights: a common factor comes out again."""
+    pairs = many(shape, seed)
+    expected = factor * run(name, pairs, weights)
+    scaled = run(name, pairs, weights, scales=[factor] * 3)
+    assert oracle.relative_error(scaled, expected) < tolerance(name)
+    if name not in ENTRYWISE:
+        weighted = run(name, pairs, [factor * weight for weight in weights])
+        assert oracle.relative_error(weighted, expected) < 1e-7
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(shape=shapes, seed=seeds, weights=signed_weights)
+def test_gauge_changes_nothing(name, shape, seed, weights):
+    """(B G, G^-1 A) is the same update for any invertible G."""
+    pairs = many(shape, seed)
+    r = shape[2]
+    generator = torch.Generator().manual_seed(seed + 1)
+    turn = torch.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64)).Q
+    gauge = turn * torch.logspace(0, 2, r, dtype=torch.float64)
+    b, a = pairs[0]
+    changed = [(b.double() @ gauge, torch.linalg.solve(gauge, a.double())), *pairs[1:]]
+    expected = run(name, pairs, weights)
+    assert oracle.relative_error(run(name, changed, weights), expected) < tolerance(name)
+
+
+@pytest.mark.parametrize("name", sorted(set(ALL) - ENTRYWISE))
+@given(shape=shapes, seed=seeds, weights=signed_weights)
+def test_equivariant_under_rotations_of_input_and_output(name, shape, seed, weights):
+    d, k, _ = shape
+    pairs = many(shape, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    left, right = (
+        torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q
+        for n in (d, k)
+    )
+    turned = run(name, [(left @ b.double(), a.double() @ right) for b, a in pairs], weights)
+    expected = left.numpy() @ run(name, pairs, weights) @ right.numpy()
+    assert oracle.relative_error(turned, expected) < 1e-6
+
+
+@pytest.mark.parametrize("name", sorted(set(ALL) - ENTRYWISE))
+def test_half_precision_merges_like_float32(name):
+    """The fast path in float32 gives up where it is not enough."""
+    pairs = [factors(64, 48, 4, seed=i, dtype=torch.bfloat16) for i in range(3)]
+    near = [*pairs, (pairs[0][0], pairs[0][1] + pairs[1][1])]
+    for chosen in (pairs, near, [pairs[0]] * 2):
+        adapters = [
+            Adapter({"w": LowRank(a, b)}, {}, name=f"a{i}") for i, (b, a) in enumerate(chosen)
+        ]
+        exact = merged(adapters, name, dtype="float32")
+        assert oracle.relative_error(merged(adapters, name, dtype="bfloat16"), exact) < 5e-3
+
+
+# --- methods that coincide ------------------------------------------------------------
+
+
+@given(shape=shapes, seed=seeds, weights=signed_weights)
+def test_tsv_is_the_sum_whitened_by_the_coverage(shape, seed, weights):
+    """K_U^-1/2 (sum w dW) K_V^-1/2, K the sum of the projectors, when nothing is cut off."""
+    d, k, _ = shape
+    pairs = many((3 * d, 3 * k, shape[2]), seed)
+    deltas = [dense(*pair) for pair in pairs]
+    svds = [oracle.thin_svd(delta) for delta in deltas]
+    whitened = oracle.linear(deltas, weights)
+    whitened = _inverse_root(sum(u @ u.T for u, _, _ in svds)) @ whitened
+    whitened = whitened @ _inverse_root(sum(v @ v.T for _, _, v in svds))
+    assert oracle.relative_error(run("tsv", pairs, weights), whitened) < 1e-7
+
+
+def _inverse_root(matrix):
+    values, vectors = np.linalg.eigh(matrix)
+    roots = np.array([1 / math.sqrt(value) if value > 1e-8 else 0.0 for value in values])
+    return (vectors * roots) @ vectors.T
+
+
+@given(seed=seeds, weights=signed_weights)
+def test_tsv_of_orthogonal_adapters_is_task_arithmetic(seed, weights):
+    generator = torch.Generator().manual_seed(seed)
+    left, right = (
+        torch.linalg.qr(torch.randn(n, 9, generator=generator, dtype=torch.float64)).Q
+        for n in (20, 24)
+    )
+    pairs = [
+        (left[:, i : i + 3] * torch.tensor([3.0, 2.0, 1.0]), right[:, i : i + 3].mT)
+        for i in (0, 3, 6)
+    ]
+    expected = run("task_arithmetic", pairs, weights)
+    assert oracle.relative_error(run("tsv", pairs, weights), expected) < 1e-9
+
+
+@given(shape=shapes, seed=seeds, weights=signed_weights)
+def test_iso_cts_with_everything_common_is_iso_c(shape, seed, weights):
+    pairs = many(shape, seed)
+    expected = run("iso_c", pairs, weights)
+    assert oracle.relative_error(run("iso_cts", pairs, weights, common=1), expected) < 1e-7
+
+
+@pytest.mark.parametrize("name", ["karcher", "multislerp"])
+@given(shape=shapes, seed=seeds, t=st.floats(0.05, 0.95))
+def test_spherical_means_of_two_are_slerp(name, shape, seed, t):
+    pairs = many(shape, seed, n=2)
+    expected = dense_methods.slerp(*(dense(*pair) for pair in pairs), t)
+    assert oracle.relative_error(run(name, pairs, [1 - t, t]), expected) < 1e-7
+
+
+def test_opposite_updates_have_no_mean_on_the_sphere():
+    b, a = factors(20, 16, 3, seed=1)
+    updates = updates_of([(b, a), (-b, a)])
+    product = STRATEGIES["karcher"].load()(updates, [0.5, 0.5])
+    assert not dense_product(updates, product).any()
+    assert [rows for rows in product.warnings.values()] == [[0]]
+
+
+def test_task_arithmetic_and_concat_are_linear_with_other_defaults():
+    pairs = many((16, 12, 3), seed=5)
+    adapters = adapters_with(pairs, None, None)
+    total = 1 + 2 + 0.5
+    options = {"method": "linear", "weights": [1, 2, -0.5], "normalize": False}
+    for name, rank in (("task_arithmetic", "max"), ("concat", "sum")):
+        expected = merge_adapters(adapters, rank=rank, **options)
+        result = merge_adapters(adapters, method=name, weights=[1, 2, -0.5])
+        assert torch.equal(result.modules["w"].lora_b, expected.modules["w"].lora_b)
+        normalized = merge_adapters(
+            adapters, method=name, weights=[1, 2, -0.5], normalize=True, scale=total
+        )
+        difference = normalized.modules["w"].delta() - expected.modules["w"].delta()
+        assert difference.norm() < 1e-6 * expected.modules["w"].delta().norm()
+
+
+def test_concat_is_exact():
+    pairs = many((16, 12, 3), seed=5)
+    result = merge_adapters(adapters_with(pairs, None, None), method="concat")
+    assert result.modules["w"].rank == 9
+    assert result.report.energy_kept == 1
+    update = result.modules["w"]
+    expected = sum(dense(*pair) for pair in pairs)
+    assert oracle.relative_error(dense(update.lora_b, update.lora_a), expected) < 1e-6
