@@ -37,7 +37,7 @@ from gam.threads import run
 from gam.updates import Product, Rows, Side, Update
 from gam.write import check_output
 from gam_kernels import gram
-from gam_kernels.sketch import low_rank
+from gam_kernels.sketch import Streamed, low_rank
 
 _Merged = tuple[list[LowRank], list[ModuleReport], list[Tally], Mapping[str, Sequence[int]]]
 
@@ -215,11 +215,13 @@ def _approximate(
     lefts, rights, norms, crossed = [], [], [], []
     for index in range(result.modules):
         bases = [[getattr(u, side).dense(index) for u in updates] for side in ("left", "right")]
-        start = torch.cat(bases[1], dim=-1)
-        left, right, norm = low_rank(partial(result.rows, index), result.shape, cap, start=start)
+        # dW^T U: what each update does on this side, the strong directions longer.
+        start = [v @ u.core[index].mT for u, v in zip(updates, bases[1], strict=True)]
+        matrix = Streamed(partial(result.rows, index), result.shape)
+        left, right = low_rank(matrix, cap, start=torch.cat(start, dim=-1))
         lefts.append([left])
         rights.append([right])
-        norms.append(norm)
+        norms.append(matrix.squared_norm)
         crossed.append(
             [
                 factor.double().mT @ torch.cat(basis, dim=-1)

@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gam_kernels.select import block_rows
-from gam_kernels.sketch import low_rank
+from gam_kernels.sketch import Streamed, low_rank
 
 
-def run(matrix, rank, **options):
-    return low_rank(lambda a, b: matrix[a:b], tuple(matrix.shape), rank, **options)
+def run(matrix, rank, dense_bytes=2**29, **options):
+    streamed = Streamed(lambda a, b: matrix[a:b], tuple(matrix.shape), dense_bytes)
+    return *low_rank(streamed, rank, **options), streamed.squared_norm
 
 
 def noisy(d, k, signal, dtype=torch.float32):
@@ -146,7 +147,7 @@ def test_resident_reads_the_matrix_once():
         seen.append((start, stop))
         return matrix[start:stop]
 
-    low_rank(rows, (300, 1000), 16)
+    low_rank(Streamed(rows, (300, 1000)), 16)
     height = block_rows(1000)
     assert seen[0] == (0, 1)
     assert seen[1:] == [(a, min(a + height, 300)) for a in range(0, 300, height)]
