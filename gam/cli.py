@@ -358,7 +358,7 @@ def _plan_text(plan: Plan) -> Iterator[str]:
     own = [module.settings.differences(plan.options) for module in plan.modules]
     alike = Counter(
         (
-            re.sub(r"(?<![^.])\d+(?![^.])", "*", module.name),
+            _kind(module.name),
             f"{module.shape[0]} x {module.shape[1]}",
             *(str(module.ranks.get(name, "-")) for name in names),
             "by energy" if module.rank is None else str(max(module.rank, widest)),
@@ -370,6 +370,16 @@ def _plan_text(plan: Plan) -> Iterator[str]:
     if any(own):
         head.insert(-1, "settings")
     yield from table(head, [(*row, str(count)) for row, count in sorted(alike.items())])
+
+    if plan.skipped:
+        kinds = sorted({_kind(name) for name in plan.skipped})
+        yield ""
+        yield f"skipped: {counted(plan.skipped, 'module')} ({', '.join(map(shown, kinds))})"
+
+
+def _kind(module: str) -> str:
+    """Return a module's path with stars for the numbers."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", module)
 
 
 def _settings_text(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -413,6 +423,7 @@ def _plan_record(plan: Plan, output: str | None) -> dict[str, Any]:
             }
             for module in plan.modules
         ],
+        "skipped": list(plan.skipped),
     }
 
 

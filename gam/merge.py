@@ -349,6 +349,7 @@ def _report(
         inputs=inputs,
         dtype=str(plan.dtype).removeprefix("torch."),
         modules=modules,
+        skipped=plan.skipped,
         **total.figures(),
     )
     found = [*findings(report), *(located(text, where) for text, where in warnings.items())]

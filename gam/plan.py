@@ -59,6 +59,8 @@ class Plan:
         strategy: The method, where a module's settings name no other.
         options: Every option in force, for the record.
         modules: Sorted by name.
+        skipped: Names of modules that are left out: skipped, or held only by adapters whose
+            weight is 0 there.
         dtype: Output dtype.
     """
 
@@ -66,6 +68,7 @@ class Plan:
     strategy: Strategy
     options: Mapping[str, Any]
     modules: Sequence[PlannedModule]
+    skipped: Sequence[str]
     dtype: torch.dtype
 
     @property
@@ -214,6 +217,7 @@ def plan_merge(
         strategy=strategy,
         options=options,
         modules=planned,
+        skipped=sorted({*names} - {module.name for module in planned}),
         dtype=_output_dtype(present) if dtype == "auto" else _DTYPES[dtype],
     )
 

@@ -62,6 +62,7 @@ class MergeReport:
             present).
         dtype: Output dtype, such as "bfloat16".
         modules: One report per module, sorted by name.
+        skipped: Names of modules of the adapters that are not in the result.
         norm_ratio: Frobenius norm over all modules, merged over the mean of the inputs'.
         cosines: Adapter label to the cosine over all modules together.
         energy_kept: As in `ModuleReport`, over all modules together.
@@ -81,6 +82,7 @@ class MergeReport:
     energy_kept: float
     rounding_error: float
     warnings: Sequence[str] = ()
+    skipped: Sequence[str] = ()
     package: str = ""
 
 

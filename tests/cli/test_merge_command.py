@@ -452,6 +452,8 @@ def test_a_recipe_and_flags_that_win() -> None:
         "   weights 1/1      1\n"
         "model.layers.*.self_attn.v_proj   64 x 64  16   4      16             "
         "   weights 3/1      1\n"
+        "\n"
+        "skipped: 2 modules (model.layers.*.self_attn.k_proj)\n"
     )
 
 

@@ -1,5 +1,6 @@
 """Options of single modules: patterns, gradients over the layers, and what is recorded."""
 
+import json
 import math
 from collections import defaultdict
 
@@ -8,6 +9,7 @@ import oracle
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from updates_support import dense, factors
 
@@ -100,6 +102,7 @@ def test_skipped_modules_are_not_in_the_result():
     kept = [name for name in sorted(SHAPES) if not name.endswith(".q") or ".4." in name]
     assert list(merged.modules) == kept
     assert [module.name for module in merged.report.modules] == kept
+    assert merged.report.skipped == sorted(SHAPES.keys() - {*kept})
 
 
 def test_weights_by_label_change_only_those_named():
@@ -131,6 +134,7 @@ def test_an_adapter_may_take_part_in_some_modules_only():
     # No adapter with a weight holds this module.
     plan = plan_merge(three(), modules={"layers.1.up": {"weights": [0, 0, 1]}})
     assert "layers.1.up" not in [module.name for module in plan.modules]
+    assert plan.skipped == ["layers.1.up"]
 
 
 def test_modules_that_are_merged_alike_share_one_object():
@@ -310,6 +314,47 @@ def test_the_recorded_options_give_the_same_merge(method):
     for name, module in first.modules.items():
         assert torch.equal(module.lora_a, second.modules[name].lora_a)
         assert torch.equal(module.lora_b, second.modules[name].lora_b)
+
+
+WEIGHTS = st.floats(-4, 4).map(lambda number: round(number, 2))
+POINTS = st.lists(WEIGHTS, min_size=1, max_size=3)
+COMMON = {
+    "scale": st.sampled_from([0.5, 2, [1, 3]]),
+    "rank": st.sampled_from([1, 3, "max", "sum", "energy=0.8", [1, 4]]),
+    "density": st.sampled_from([0.1, "0.5", [0.2, 0.9]]),
+    "reference": st.sampled_from([0, "1", "c", "consensus"]),
+    "retract": st.booleans(),
+    "method": st.sampled_from(sorted(STRATEGIES)),
+}
+
+
+def options_of(weights, **more):
+    return st.fixed_dictionaries({}, optional={**COMMON, "weights": weights, **more})
+
+
+@settings_of_hypothesis(max_examples=60, deadline=None)
+@given(
+    own=options_of(st.lists(WEIGHTS | POINTS, min_size=3, max_size=3)),
+    modules=st.dictionaries(
+        st.sampled_from(["*", "*.q", "*.up", "head", "layers.*", "layers.[01].*"]),
+        options_of(
+            st.dictionaries(st.sampled_from("abc"), WEIGHTS | POINTS, min_size=1),
+            skip=st.booleans(),
+        ).filter(bool),
+        max_size=4,
+    ),
+)
+def test_recorded_options_are_a_fixed_point(own, modules):
+    try:
+        first = plan_merge(three(), modules=modules, **own)
+    except OptionError:
+        return  # a gradient at "head", a parameter that nothing takes, only weights of 0, ...
+    adapters = {a.name: a for a in first.adapters}
+    second = plan_merge(adapters, **first.options)
+    assert second.options == first.options
+    assert (second.modules, second.skipped) == (first.modules, first.skipped)
+    third = plan_merge(adapters, **json.loads(json.dumps(first.options)))
+    assert (third.modules, third.applied) == (first.modules, first.applied)
 
 
 def test_adapters_may_be_given_by_label():
