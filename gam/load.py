@@ -8,7 +8,7 @@ from os import PathLike
 
 from gam.adapter import Adapter
 from gam.hub.download import HubAdapter, download, locate
-from gam.hub.names import hub_name
+from gam.hub.names import HubName, Place, hub_name
 from gam.read import default_name, read_adapter
 
 
@@ -43,12 +43,10 @@ def load_adapter(
     return open_adapter(found, name or label_of(adapter), alpha=alpha, allow_pickle=allow_pickle)
 
 
-def find_adapter(
-    adapter: str | PathLike[str], allow_pickle: bool = False
-) -> str | PathLike[str] | HubAdapter:
+def find_adapter(adapter: Place, allow_pickle: bool = False) -> str | PathLike[str] | HubAdapter:
     """Return a path as it is, or an adapter of the Hub of which only the config is here yet."""
-    name = hub_name(adapter)
-    return adapter if name is None else locate(name, allow_pickle)
+    place = _settled(adapter)
+    return locate(place, allow_pickle) if isinstance(place, HubName) else place
 
 
 def open_adapter(
@@ -66,20 +64,25 @@ def open_adapter(
     return replace(adapter, source=source)
 
 
-def label_of(adapter: str | PathLike[str]) -> str:
+def label_of(adapter: Place) -> str:
     """Return the label of an adapter that is given none."""
-    name = hub_name(adapter)
-    return default_name(adapter) if name is None else name.label
+    place = _settled(adapter)
+    return place.label if isinstance(place, HubName) else default_name(place)
 
 
 def input_files(
-    adapters: Iterable[str | PathLike[str] | Adapter] | Mapping[str, str | PathLike[str] | Adapter],
+    adapters: Iterable[Place | Adapter] | Mapping[str, Place | Adapter],
 ) -> list[str | PathLike[str]]:
     """Return the local paths that adapters are read from, for `gam.write.check_output`."""
     paths: list[str | PathLike[str]] = []
     for adapter in adapters.values() if isinstance(adapters, Mapping) else adapters:
-        if not isinstance(adapter, Adapter):
-            paths += [] if hub_name(adapter) else [adapter]
-        elif adapter.source is not None:
-            paths.append(adapter.source.path)
+        if isinstance(adapter, Adapter):
+            paths += [] if adapter.source is None else [adapter.source.path]
+        elif not isinstance(place := _settled(adapter), HubName):
+            paths.append(place)
     return paths
+
+
+def _settled(adapter: Place) -> Place:
+    """Return a name on the Hub as one, and a path as it is."""
+    return hub_name(adapter) or adapter

@@ -16,6 +16,7 @@ from gam.adapter import Adapter
 from gam.config import CONFIG_NAME
 from gam.errors import AdapterError, OptionError
 from gam.hub.download import HubAdapter
+from gam.hub.names import HubName, Place
 from gam.load import find_adapter, label_of, open_adapter
 from gam.read import check_modules, read_config
 from gam.settings import Rule, Settings, is_number, make_rules, record, resolve
@@ -24,8 +25,10 @@ from gam.threads import run
 
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
-Given: TypeAlias = str | PathLike[str] | Adapter
+Given: TypeAlias = Place | Adapter
 """What an adapter may be given as."""
+
+_Found: TypeAlias = str | PathLike[str] | HubAdapter | Adapter
 
 Weights: TypeAlias = Sequence[float | Sequence[float]] | Mapping[str, float | Sequence[float]]
 """One number for each adapter, or a gradient over the layers."""
@@ -150,7 +153,7 @@ def plan_merge(
     """
     strategy = strategies.get(method)
     strategy.load()  # what is broken shows before anything is read
-    if isinstance(adapters, (str, PathLike, Adapter)):
+    if isinstance(adapters, (str, PathLike, HubName, Adapter)):
         raise OptionError(f"adapters: got one, {adapters!r}; give a list of adapters")
     labels = list(adapters) if isinstance(adapters, Mapping) else None
     adapters = list(adapters.values() if isinstance(adapters, Mapping) else adapters)
@@ -234,12 +237,12 @@ def _labels(adapters: Sequence[Any]) -> list[str]:
     return labels
 
 
-def _find(allow_pickle: bool, adapter: Given) -> Given | HubAdapter:
+def _find(allow_pickle: bool, adapter: Given) -> _Found:
     return adapter if isinstance(adapter, Adapter) else find_adapter(adapter, allow_pickle)
 
 
 def _known_configs(
-    found: Sequence[Given | HubAdapter], labels: Sequence[str]
+    found: Sequence[_Found], labels: Sequence[str]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield label and config of the adapters whose config is known before they are opened."""
     for adapter, label in zip(found, labels, strict=True):
@@ -249,9 +252,7 @@ def _known_configs(
             yield label, read_config(adapter.config, str(adapter.name))
 
 
-def _open(
-    alpha: float | None, allow_pickle: bool, adapter: Given | HubAdapter, label: str
-) -> Adapter:
+def _open(alpha: float | None, allow_pickle: bool, adapter: _Found, label: str) -> Adapter:
     if isinstance(adapter, Adapter):
         return replace(adapter, name=label, modules=check_modules(adapter.modules, label))
     return open_adapter(adapter, label, alpha=alpha, allow_pickle=allow_pickle)

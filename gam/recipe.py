@@ -16,7 +16,7 @@ from gam import __version__, strategies
 from gam.document import parse
 from gam.errors import AdapterError, OptionError, PluginError
 from gam.files import REPORT_NAME
-from gam.hub.names import hub_name
+from gam.hub.names import HubName, parse_name
 from gam.plan import Given, Plan, plan_merge
 from gam.settings import MODULE_OPTIONS
 
@@ -238,10 +238,16 @@ def _adapters(value: Any, lines: Mapping[_Path, int], file: Path, where: str) ->
     return dict(zip(value, found, strict=True)) if isinstance(value, dict) else found
 
 
-def _place(text: str, folder: Path) -> str | Path:
-    """Return a path as one; a name on the Hub, where no such path is, stays text."""
+def _place(text: str, folder: Path) -> Path | HubName:
+    """Return the path that is there, seen from a folder; else a name on the Hub, if it is one."""
     path = folder / Path(text).expanduser()
-    return text if hub_name(text) is not None and not path.exists() else path
+    name = parse_name(text)
+    return path if name is None or (path.exists() and not text.startswith("hf://")) else name
+
+
+def _from(folder: Path, source: str) -> Path:
+    """Return a recorded place, its steps up taken; the folder has no links."""
+    return Path(os.path.normpath(folder / source))
 
 
 def _read_record(record: Mapping[str, Any], file: Path, where: str) -> Recipe:
@@ -255,7 +261,7 @@ def _read_record(record: Mapping[str, Any], file: Path, where: str) -> Recipe:
     except (KeyError, TypeError, ValueError, AttributeError):
         raise OptionError(f"{where}: not a complete record of a merge") from None
     adapters = {
-        name: source and (f"hf://{source}" if commit else Path(os.path.normpath(folder / source)))
+        name: source and (parse_name(source) if commit else _from(folder, source))
         for name, (source, commit) in sources.items()
     }
     made = (f"gam-merge {record['gam_merge']}", record.get("package", ""))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import PurePosixPath
+from typing import TypeAlias
 
 from gam.errors import AdapterError
 
@@ -48,11 +50,15 @@ class HubName:
         return self.repo + revision + (f":{self.folder}" if self.folder else "")
 
 
+Place: TypeAlias = str | PathLike[str] | HubName
+"""Where an adapter is: text is a path or a name on the Hub."""
+
+
 def hub_name(adapter: object) -> HubName | None:
     """Return the name on the Hub that a string is; None for what is or can only be a path.
 
     A local path wins over a name on the Hub; ``hf://`` before it forces the Hub. A
-    `pathlib.Path` is always a path. Asks the disk, never the network.
+    `pathlib.Path` is always a path, a `HubName` always a name. Asks the disk, never the network.
 
     Args:
         adapter: What a user may give as an adapter.
@@ -68,14 +74,25 @@ def hub_name(adapter: object) -> HubName | None:
         HubName(repo='user/code-lora', revision='v2', folder='last')
     """
     if not isinstance(adapter, str):
-        return None
-    forced = adapter.startswith("hf://")
-    found = (_URI if forced else _NAME).fullmatch(adapter)
+        return adapter if isinstance(adapter, HubName) else None
+    name = parse_name(adapter)
+    is_path = name is not None and not adapter.startswith("hf://") and _is_there(adapter)
+    return None if is_path else name
+
+
+def parse_name(text: str) -> HubName | None:
+    """Return the name on the Hub that a text can be, whatever is on the disk.
+
+    Raises:
+        AdapterError: As for `hub_name`.
+    """
+    forced = text.startswith("hf://")
+    found = (_URI if forced else _NAME).fullmatch(text)
     if found is None and forced:
         raise AdapterError(
-            f"adapter {adapter!r}: expected hf://user/name[@revision][:folder] of a model."
+            f"adapter {text!r}: expected hf://user/name[@revision][:folder] of a model."
         )
-    if found is None or (not forced and _is_there(adapter)):
+    if found is None:
         return None
     folder = str(PurePosixPath((found["folder"] or "").strip("/")))
     return HubName(found["repo"], found["revision"], "" if folder == "." else folder)

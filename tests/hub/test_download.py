@@ -170,6 +170,24 @@ def test_a_recipe_names_adapters_on_the_hub(place: Place, tmp_path: Path) -> Non
     assert [source.commit is None for source in merged.inputs] == [False, True]
 
 
+def test_a_name_in_a_recipe_is_no_path_of_another_folder(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = place.upload(make_adapter(tmp_path / "a", seed=1), "a")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "recipe.yaml").write_text(f"adapters: [{repo}]\n")
+    merge_adapters(config=tmp_path / "recipes" / "recipe.yaml", output=tmp_path / "out")
+    # Where the recipe is called from does not matter; what is beside it does.
+    make_adapter(tmp_path / repo, seed=2)
+    monkeypatch.chdir(tmp_path)
+    there = merge_adapters(config="recipes/recipe.yaml")
+    assert there.inputs[0].commit is not None
+    make_adapter(tmp_path / "recipes" / repo, seed=3)
+    here = merge_adapters(config="recipes/recipe.yaml")
+    assert here.inputs[0].path == tmp_path / "recipes" / repo / "adapter_model.safetensors"
+    assert merge_adapters(config="out").inputs[0].commit is not None
+
+
 def test_the_output_may_be_called_like_the_owner_of_an_input(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
