@@ -9,6 +9,8 @@ from gam.errors import AdapterError, GamError, OptionError, OutputError, PluginE
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter, LowRank
+    from gam.inspect import inspect_adapters
+    from gam.inspection import Inspection
     from gam.load import load_adapter
     from gam.merge import merge_adapters
 
@@ -18,10 +20,12 @@ __all__ = [
     "Adapter",
     "AdapterError",
     "GamError",
+    "Inspection",
     "LowRank",
     "OptionError",
     "OutputError",
     "PluginError",
+    "inspect_adapters",
     "load_adapter",
     "merge_adapters",
 ]
@@ -30,6 +34,8 @@ __all__ = [
 _LAZY = {
     "Adapter": ("gam.adapter", "Adapter"),
     "LowRank": ("gam.adapter", "LowRank"),
+    "Inspection": ("gam.inspection", "Inspection"),
+    "inspect_adapters": ("gam.inspect", "inspect_adapters"),
     "load_adapter": ("gam.load", "load_adapter"),
     "merge_adapters": ("gam.merge", "merge_adapters"),
 }

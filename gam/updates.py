@@ -299,6 +299,28 @@ def _assemble(
     ]
 
 
+def among(updates: Sequence[Update]) -> list[Update]:
+    """Return some of the updates of a batch as if there were no others."""
+    spans = _spans([update.core.shape[-1] for update in updates])
+    columns = torch.cat([torch.arange(u.left.span.start, u.left.span.stop) for u in updates])
+    bases = []
+    for side in ("left", "right"):
+        old: list[Basis] = [getattr(update, side) for update in updates]
+        new = Side(
+            [[factors[basis.index] for basis in old] for factors in old[0].side.factors],
+            old[0].side.dtype,
+            block_diagonal([basis.gauge for basis in old]),
+            old[0].side.gram[:, columns[:, None], columns],
+        )
+        bases.append(
+            [Basis(new, index, span, old[index].gauge) for index, span in enumerate(spans)]
+        )
+    return [
+        Update(update.name, left, update.core, right, update.rank)
+        for update, left, right in zip(updates, *bases, strict=True)
+    ]
+
+
 def block_diagonal(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return [m, sum p_i, sum q_i] from blocks [m, p_i, q_i]."""
     height, width = (sum(block.shape[dim] for block in blocks) for dim in (-2, -1))

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from support import quiet_peft
 
+from gam import inspect_cli
 from gam.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,14 @@ def test_the_first_command_prints_what_is_shown(
     assert result.exit_code == 0
     assert result.stdout == block("text", "Wrote merged")
     assert result.stderr == block("text", "Warning: ")
+
+
+def test_the_inspection_prints_what_is_shown() -> None:
+    words = shlex.split(block("bash", "gam-inspect"))[1:]
+    result = CliRunner().invoke(inspect_cli.main, [str(ROOT / word) for word in words])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert block("text", "updates ") in result.stdout
+    assert result.stdout.endswith(block("text", "near orthogonal"))
 
 
 def test_the_python_code_runs(

@@ -42,10 +42,21 @@ def test_gam_alone_imports_only_the_standard_library(tmp_path: Path) -> None:
     assert {name.partition(".")[0] for name in added} <= {*sys.stdlib_module_names, "gam"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["a", "--weights", "x"]])
-def test_help_and_version_import_no_torch(arguments: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("cli", ["--help"]),
+        ("cli", ["--version"]),
+        ("cli", ["a", "--weights", "x"]),
+        ("inspect_cli", ["--help"]),
+        ("inspect_cli", ["a", "--alpha", "x"]),
+    ],
+)
+def test_help_and_version_import_no_torch(
+    command: str, arguments: list[str], tmp_path: Path
+) -> None:
     code = f"""
-from gam.cli import main
+from gam.{command} import main
 try:
     main({arguments!r})
 except SystemExit:
@@ -53,9 +64,9 @@ except SystemExit:
     modules = imported_by(code, tmp_path)
     assert "click" in modules
     assert not layers(modules, "torch", "numpy", "safetensors", "gam_kernels")
-    catalogue = layers(modules, "gam.strategies")
-    assert catalogue == {f"gam.strategies{m}" for m in ("", ".base", ".catalogue", ".plugins")}
-    assert layers(modules, "gam") - catalogue == {"gam", "gam.errors", "gam.terminal", "gam.cli"}
+    catalogue = {f"gam.strategies{m}" for m in ("", ".base", ".catalogue", ".plugins")}
+    own = catalogue if command == "cli" else {"gam.inspection"}
+    assert layers(modules, "gam") == {"gam", "gam.errors", "gam.terminal", f"gam.{command}", *own}
 
 
 def test_kernels_never_import_gam(tmp_path: Path) -> None:
@@ -91,6 +102,10 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
         ("gam.load", ("huggingface_hub", "gam_kernels", "gam.write", "gam.plan", "gam.card")),
         ("gam.batches", ("gam.write", "gam.merge", "gam.card")),
         ("gam.merge", ("gam.card",)),
+        ("gam.geometry", ("safetensors", "gam.read", "gam.plan")),
+        ("gam.inspection", ("torch", "matplotlib")),
+        ("gam.inspect", ("gam.write", "gam.merge", "gam.card", "gam.plot", "matplotlib")),
+        ("gam.plot", ("torch", "matplotlib")),
     ],
 )
 def test_layers_point_one_way(module: str, absent: tuple[str, ...], tmp_path: Path) -> None:
