@@ -24,6 +24,7 @@ _DEFAULTS = {
     "rank": None,
     "uniform_rank": False,
     "missing": "zero",
+    "calibrate": "none",
     "alpha": None,
     "allow_pickle": False,
     "allow_base_mismatch": False,

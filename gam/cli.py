@@ -172,6 +172,13 @@ _show = partial(click.option, cls=Option, heading="What to show")
     help="Count a module that an adapter lacks as a zero update, or share its weight out "
     "among the adapters that have it.",
 )
+@_mixing(
+    "--calibrate",
+    type=click.Choice(["none", "pico"]),
+    default="none",
+    help="A step before the method: pico makes output directions that many adapters use "
+    "shorter, and the result as large as its inputs on average.",
+)
 @_flag("reference")
 @_flag("density")
 @_mixing(

@@ -19,6 +19,7 @@ import torch
 
 from gam.adapter import Adapter, LowRank
 from gam.batches import batches, resolve
+from gam.calibrate import pico
 from gam.config import output_config
 from gam.errors import AdapterError, PluginError
 from gam.load import input_files
@@ -38,6 +39,8 @@ from gam.updates import Product, Rows, Side, Update
 from gam.write import check_output
 from gam_kernels import gram
 from gam_kernels.sketch import Streamed, low_rank
+
+_CANCELLED = 1e-9
 
 _Merged = tuple[list[LowRank], list[ModuleReport], list[Tally], Mapping[str, Sequence[int]]]
 
@@ -151,21 +154,26 @@ def _merge_modules(
     if plan.options["missing"] == "renormalize":
         total = sum(map(abs, weights))
         weights = [weight / total for weight in weights]
+    inputs = updates
+    crossed = [update.side.gram for update in (inputs[0].left, inputs[0].right)]
+    calibrated = plan.options["calibrate"] == "pico"
+    if calibrated:
+        updates, crossed[0] = pico(inputs)
     result = strategy.load()(updates, weights, **settings.params)
     if not isinstance(result, (Product, Rows)):
         raise PluginError(
             f"method {strategy.name!r} of package {strategy.package!r}: returned a "
             f"{type(result).__name__}, expected a gam.updates.Product or Rows; tell its author"
         )
-    inputs = updates[0].left.side, updates[0].right.side
     if isinstance(result, Rows):
-        sides, product, exact, crossed = _approximate(result, modules[0], updates)
+        sides, product, exact, crossed = _approximate(result, modules[0], inputs)
     else:
-        sides, product, exact = inputs, result, None
-        crossed = [side.gram for side in inputs]
-    spectrum = decompose(sides[0], product, sides[1], modules[0].rank).scaled(settings.gain)
-    squares = spectrum.values.square().sum(-1)
-    exact = squares if exact is None else exact * settings.gain**2
+        sides, product, exact = (updates[0].left.side, updates[0].right.side), result, None
+    spectrum = decompose(sides[0], product, sides[1], modules[0].rank)
+    if exact is None:
+        exact = spectrum.values.square().sum(-1)
+    gain = settings.scale * _restored(exact, inputs, weights) if calibrated else settings.gain
+    spectrum, exact = spectrum.scaled(gain), exact * gain**2
 
     ranks = [_rank(module, values) for module, values in zip(modules, spectrum.values, strict=True)]
     spectrum = spectrum.cut(max(ranks))
@@ -182,9 +190,9 @@ def _merge_modules(
     # Rounding B changes the product by sum_j s_j |db_j|^2, since the columns of A^T are
     # orthogonal and of squared length s_j; so does rounding A; the cross terms average out.
     rounding = ((errors_b + errors_a) * values).sum(-1)
-    products = _inner(spectrum, crossed, updates, values)
-    norms = torch.stack([update.norm() for update in updates], -1)
-    labels = [update.name for update in updates]
+    products = _inner(spectrum, crossed, inputs, values)
+    norms = torch.stack([update.norm() for update in inputs], -1)
+    labels = [update.name for update in inputs]
     tallies = [
         Tally(
             squares=dict(zip(labels, norms[row].square().tolist(), strict=True)),
@@ -200,6 +208,17 @@ def _merge_modules(
         diagnostics = {name: values[row] for name, values in result.diagnostics.items()}
         reports.append(_module_report(plan, module, ranks[row], tallies[row], diagnostics))
     return factors, reports, tallies, result.warnings
+
+
+def _restored(
+    squares: torch.Tensor, updates: Sequence[Update], weights: Sequence[float]
+) -> torch.Tensor:
+    """Return the factor that takes merges to the mean size of what they are made of, [m]."""
+    sizes = [abs(weight) * update.norm() for weight, update in zip(weights, updates, strict=True)]
+    wanted = torch.stack(sizes).sum(0)
+    # What has cancelled is rounding noise and stays small.
+    real = squares > (_CANCELLED * wanted) ** 2
+    return torch.where(real, wanted * squares.clamp_min(1e-300).rsqrt(), 1.0)
 
 
 def _approximate(

@@ -13,6 +13,7 @@ import torch
 
 from gam import strategies
 from gam.adapter import Adapter
+from gam.calibrate import CALIBRATIONS
 from gam.config import CONFIG_NAME
 from gam.errors import AdapterError, OptionError
 from gam.hub.download import HubAdapter
@@ -106,6 +107,7 @@ def plan_merge(
     rank: int | str | Sequence[int] | None = None,
     uniform_rank: bool = False,
     missing: str = "zero",
+    calibrate: str = "none",
     dtype: str = "auto",
     alpha: float | None = None,
     allow_pickle: bool = False,
@@ -132,6 +134,8 @@ def plan_merge(
         uniform_rank: Pad every module with zeros to the largest rank.
         missing: A module that an adapter lacks counts as an update of "zero", or the
             weights are made to sum to one over the others ("renormalize").
+        calibrate: A step before the method: "none", or "pico", which makes output directions
+            that many adapters use shorter and the result as large as its inputs on average.
         dtype: Of the output: float32, bfloat16, float16, or auto, the widest of the inputs.
         alpha: LoRA alpha of files that do not state one.
         allow_pickle: Read `.bin` files (weights only).
@@ -168,6 +172,9 @@ def plan_merge(
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise OptionError(f"{name}: got {value!r}, expected True or False", name)
+    if calibrate not in CALIBRATIONS:
+        listed = " or ".join(map(repr, CALIBRATIONS))
+        raise OptionError(f"calibrate: got {calibrate!r}, expected {listed}", "calibrate")
     if missing not in ("zero", "renormalize"):
         raise OptionError(f"missing: got {missing!r}, expected 'zero' or 'renormalize'", "missing")
     if dtype != "auto" and dtype not in _DTYPES:
@@ -209,6 +216,7 @@ def plan_merge(
         "rank": rank,
         "uniform_rank": uniform_rank,
         "missing": missing,
+        "calibrate": calibrate,
         "dtype": dtype,
         "alpha": alpha,
         "allow_pickle": allow_pickle,

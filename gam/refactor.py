@@ -41,11 +41,13 @@ class Spectrum:
         )
         return Spectrum(left, right, values)
 
-    def scaled(self, factor: float) -> Spectrum:
-        """Return the spectrum of ``factor`` times the update."""
-        root = abs(factor) ** 0.5
-        signed = root if factor >= 0 else -root
-        return Spectrum(self.left * signed, self.right * root, self.values * abs(factor))
+    def scaled(self, factor: float | torch.Tensor) -> Spectrum:
+        """Return the spectrum of ``factor``, a number or one for each module, times the update."""
+        factors = torch.as_tensor(factor, dtype=self.values.dtype, device=self.values.device)
+        factors = factors.expand(len(self.values))[:, None]
+        root = factors.abs().sqrt().unsqueeze(-1)
+        signed = torch.copysign(root, factors.unsqueeze(-1))
+        return Spectrum(self.left * signed, self.right * root, self.values * factors.abs())
 
 
 def decompose(left: Side, product: Product, right: Side, columns: int | None = None) -> Spectrum:

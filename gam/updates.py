@@ -31,8 +31,7 @@ class Side:
         factors: For each module, the adapters' tensors [width, r_i]; together they are the
             columns X of the module.
         dtype: Working precision: float64, or float32 where that is enough.
-        gauge: [m, p, q] float64, block diagonal; each adapter's block of ``X @ gauge`` has
-            orthonormal columns.
+        gauge: [m, p, q] float64; each adapter's columns of ``X @ gauge`` are orthonormal.
         gram: [m, q, q] float64, the Gram matrix of ``X @ gauge``.
     """
 
@@ -51,19 +50,23 @@ class Side:
 
 @dataclass(frozen=True)
 class Basis:
-    """An orthonormal basis of one side of an update, kept as ``factor @ gauge``.
+    """An orthonormal basis of one side of an update: some columns of its `Side`.
 
     Attributes:
         side: Where it lies among the bases of the other adapters.
         index: Its place in ``side.factors``.
         span: Its columns in ``side.gram``.
         gauge: [m, r, rho] float64.
+        coordinates: [m, rho, c] float64, the adapter's own factor (B, or A^T) in this basis;
+            without columns that add nothing to the update. Unlike everything else here it
+            depends on how the update is split into B and A. None where nobody needs it.
     """
 
     side: Side
     index: int
     span: slice
     gauge: torch.Tensor
+    coordinates: torch.Tensor | None = None
 
     def overlap(self, other: Basis) -> torch.Tensor:
         """Return ``self^T other``, [m, rho, rho_other]: cosines between the two bases."""
@@ -71,7 +74,8 @@ class Basis:
 
     def dense(self, module: int) -> torch.Tensor:
         """Return the basis itself in one module, [width, rho] float64."""
-        return self.side.factors[module][self.index].double() @ self.gauge[module]
+        gauge = self.side.gauge[module][:, self.span]
+        return torch.cat([part.double() for part in self.side.factors[module]], dim=-1) @ gauge
 
 
 @dataclass(frozen=True)
@@ -202,13 +206,15 @@ def from_factors(
         left[1] @ right[1].mT * scale[:, None, None]
         for left, right, scale in zip(*blocks, scales.unbind(-1), strict=True)
     ]
-    gauges = [[block[0] for block in side] for side in blocks]
+    gauges, coordinates = ([[block[i] for block in side] for side in blocks] for i in (0, 1))
     if careful:
         keep = torch.nonzero(safe).flatten().tolist()
         sides = [[factors[index] for index in keep] for factors in sides]
         cores, grams = [core[safe] for core in cores], [matrix[safe] for matrix in grams]
-        gauges = [[gauge[safe] for gauge in side] for side in gauges]
-    return _assemble(names, ranks, sides, dtype, gauges, cores, grams), careful
+        gauges, coordinates = (
+            [[block[safe] for block in side] for side in pair] for pair in (gauges, coordinates)
+        )
+    return _assemble(names, ranks, sides, dtype, gauges, coordinates, cores, grams), careful
 
 
 def from_module(
@@ -235,18 +241,23 @@ def from_module(
             found.append((name, b.shape[1], *parts))
     if not found:
         return []
-    kept, ranks, lefts, cores, rights = (list(column) for column in zip(*found, strict=True))
+    kept, ranks, lefts, cores, rights, *own = (list(c) for c in zip(*found, strict=True))
     sides = [[lefts], [rights]]
+    coordinates = [[factor[None] for factor in side] for side in own]
     identities = [torch.eye(len(core), dtype=core.dtype)[None] for core in cores]
     grams = [gram(side, torch.float64) for side in sides]
     batch = [core[None] for core in cores]
-    return _assemble(kept, ranks, sides, torch.float64, [identities, identities], batch, grams)
+    gauges = [identities, identities]
+    return _assemble(kept, ranks, sides, torch.float64, gauges, coordinates, batch, grams)
 
 
 def _orthonormal_parts(
     lora_b: torch.Tensor, lora_a: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """Return left [d, rho], core [rho, rho] and right [k, rho]; None for a zero update."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """Return left [d, rho], core [rho, rho], right [k, rho] and the factors in these bases.
+
+    Both factors are [rho, c], see `Basis.coordinates`. None stands for a zero update.
+    """
     # Share the length of each b_j a_j out evenly, so that noise is judged by what a
     # direction contributes to the update, not by where the scale happens to be.
     lengths_b, lengths_a = lora_b.norm(dim=0), lora_a.norm(dim=1)
@@ -256,8 +267,9 @@ def _orthonormal_parts(
     even = (lengths_a[alive] / lengths_b[alive]).sqrt()
     left, b_rows = orthonormalize(lora_b[:, alive] * even, _RANK_TOLERANCE)
     right, a_rows = orthonormalize(lora_a[alive].mT / even, _RANK_TOLERANCE)
+    own_b, own_a = b_rows / even, a_rows * even
     if b_rows.shape[0] == a_rows.shape[0] == b_rows.shape[1]:
-        return left, b_rows @ a_rows.mT * scale, right
+        return left, b_rows @ a_rows.mT * scale, right, own_b, own_a
     # The factors have dependent columns, so the update may have a smaller rank than
     # either factor: keep what the row spaces share.
     rows_b, rows_a = torch.linalg.qr(b_rows.mT), torch.linalg.qr(a_rows.mT)
@@ -267,7 +279,9 @@ def _orthonormal_parts(
         return None
     inner_b = torch.linalg.qr(rows_b.R.mT @ shared_b[:, :kept])
     inner_a = torch.linalg.qr(rows_a.R.mT @ shared_a[:kept].mT)
-    return left @ inner_b.Q, inner_b.R * values[:kept] @ inner_a.R.mT * scale, right @ inner_a.Q
+    core = inner_b.R * values[:kept] @ inner_a.R.mT * scale
+    own = inner_b.Q.mT @ own_b, inner_a.Q.mT @ own_a
+    return left @ inner_b.Q, core, right @ inner_a.Q, *own
 
 
 def _assemble(
@@ -276,6 +290,7 @@ def _assemble(
     factors: Sequence[Sequence[Sequence[torch.Tensor]]],
     dtype: torch.dtype,
     gauges: Sequence[Sequence[torch.Tensor]],
+    coordinates: Sequence[Sequence[torch.Tensor]],
     cores: Sequence[torch.Tensor],
     grams: Sequence[torch.Tensor],
 ) -> list[Update]:
@@ -290,9 +305,9 @@ def _assemble(
     return [
         Update(
             name,
-            Basis(sides[0], index, spans[index], gauges[0][index]),
+            Basis(sides[0], index, spans[index], gauges[0][index], coordinates[0][index]),
             cores[index],
-            Basis(sides[1], index, spans[index], gauges[1][index]),
+            Basis(sides[1], index, spans[index], gauges[1][index], coordinates[1][index]),
             ranks[index],
         )
         for index, name in enumerate(names)

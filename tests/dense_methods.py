@@ -99,6 +99,71 @@ def _log(base, point):
     return math.atan2(length, (base * point).sum()) * rest / length if length else rest
 
 
+def ties(matrices, weights, density=0.2):
+    """Trim each matrix, elect a sign for each entry, average those that agree with it."""
+    votes = []
+    for matrix, weight in zip(matrices, weights, strict=True):
+        vote = weight * matrix
+        keep = max(math.floor(density * vote.size + 0.5), 1)
+        limit = np.sort(np.abs(vote), axis=None)[-keep]
+        votes.append(np.where(np.abs(vote) >= limit, vote, 0))
+    sign = np.sign(sum(votes))
+    merged = np.zeros_like(votes[0])
+    for index in np.ndindex(merged.shape):
+        agree = [i for i, v in enumerate(votes) if sign[index] and np.sign(v[index]) == sign[index]]
+        if agree:
+            share = sum(abs(weights[i]) for i in agree)
+            merged[index] = sum(votes[i][index] for i in agree) / share
+    return merged
+
+
+def core_ties(pairs, weights, density=0.2):
+    """Algorithm 1 of arXiv 2509.17786 on the factors, with TIES between the core matrices."""
+    factors = [(b.double().numpy(), a.double().numpy()) for b, a in pairs]
+    left = oracle.thin_svd(np.hstack([b for b, _ in factors]))[0]
+    right = oracle.thin_svd(np.vstack([a for _, a in factors]))[2]
+    cores = [left.T @ b @ a @ right for b, a in factors]
+    return left @ ties(cores, weights, density) @ right.T
+
+
+def ctm(deltas, weights, dimension=4, beta=0.25, rule="ties", density=0.2):
+    """Section 4 of arXiv 2606.03723 on dense matrices: Tucker-2 by HOSVD and HOOI."""
+    weighted = [w * d for w, d in zip(weights, deltas, strict=True)]
+    sizes = [np.linalg.norm(d) for d in weighted]
+    even = [
+        d / s * (beta * s + (1 - beta) * np.mean(sizes))
+        for d, s in zip(weighted, sizes, strict=True)
+    ]
+    left = _leading(np.hstack(even), dimension)
+    right = _leading(np.vstack(even).T, dimension)
+    error = math.inf
+    for _ in range(1000):
+        new_left = _leading(np.hstack([d @ right for d in even]), dimension)
+        new_right = _leading(np.vstack([new_left.T @ d for d in even]).T, dimension)
+        total = sum(np.linalg.norm(d) ** 2 for d in even)
+        kept = sum(np.linalg.norm(new_left.T @ d @ new_right) ** 2 for d in even)
+        new_error = math.sqrt(max(total - kept, 0) / total)
+        if abs(error - new_error) <= 1e-6:
+            break
+        left, right, error = new_left, new_right, new_error
+    coordinates = [left.T @ d @ right for d in deltas]
+    inner = ties(coordinates, weights, density) if rule == "ties" else linear(coordinates, weights)
+    return left @ inner @ right.T
+
+
+def _leading(matrix, rank):
+    return np.linalg.svd(matrix, full_matrices=False)[0][:, :rank]
+
+
+def pico(pairs):
+    """The authors' calibration of arXiv 2604.16826: the dense updates, some directions shorter."""
+    factors = [(b.double().numpy(), a.double().numpy()) for b, a in pairs]
+    u, s, _ = np.linalg.svd(np.hstack([b for b, _ in factors]), full_matrices=False)
+    collision = s**2 / (s**2).sum()
+    change = 1 / (1 + (len(pairs) - 1) * collision) - 1
+    return [b @ a + u @ (change[:, None] * (u.T @ (b @ a))) for b, a in factors]
+
+
 METHODS = {
     "linear": linear,
     "task_arithmetic": linear,
@@ -106,7 +171,11 @@ METHODS = {
     "tsv": tsv,
     "iso_c": in_core_space(iso_c),
     "iso_cts": in_core_space(iso_cts),
+    "ctm": ctm,
     "karcher": karcher,
     "multislerp": multislerp,
 }
 """Method to its dense form, default parameters throughout."""
+
+FACTORED = {"core_ties": core_ties}
+"""The same for methods that depend on how the updates are split into B and A."""

@@ -106,6 +106,46 @@ BUILT_IN = (
         rank="sum",
     ),
     Strategy(
+        name="core_ties",
+        function="gam.strategies.core_ties:core_ties",
+        summary="TIES on the small matrices of the updates in their core space.",
+        paper="Panariello et al. 2025, Accurate and Efficient Low-Rank Model Merging in Core "
+        "Space, arXiv:2509.17786",
+        params=(_DENSITY,),
+    ),
+    Strategy(
+        name="ctm",
+        function="gam.strategies.ctm:ctm",
+        summary="Compress-then-Merge: find a shared space of low rank, then merge inside it.",
+        paper="He et al. 2026, Compress then Merge: From Multiple LoRAs into One Low-Rank "
+        "Adapter, arXiv:2606.03723",
+        params=(
+            Param(
+                "dimension",
+                "int",
+                None,
+                "Dimension of the shared space; default: the largest input rank.",
+                minimum=1,
+            ),
+            Param(
+                "beta",
+                "float",
+                0.25,
+                "How much of the differences in size the search for the space sees.",
+                minimum=0,
+                maximum=1,
+            ),
+            Param(
+                "rule",
+                "choice",
+                "ties",
+                "How to merge inside the shared space.",
+                choices=("ties", "average"),
+            ),
+            _DENSITY,
+        ),
+    ),
+    Strategy(
         name="karcher",
         function="gam.strategies.spherical:karcher",
         summary="Karcher mean on the sphere of directions, with the average size; slerp for two.",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gam.strategies.ties import kept_entries
 from gam.updates import InexactError, Product, Side, Update
 
 # Eigenvalues of a Gram matrix of unit vectors below this are directions that some of them
@@ -36,11 +37,19 @@ class Core:
         matrices: For each update its matrix, [m, p, q]; zero in rows and columns that stand
             for nothing.
         right: [m, sum rho_i, q], likewise.
+        frames: The left bases, [m, p, sum rho_i], and the right ones in these bases.
     """
 
     left: torch.Tensor
     matrices: list[torch.Tensor]
     right: torch.Tensor
+    frames: tuple[torch.Tensor, torch.Tensor]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """How many dimensions each module has, those left out that stand for nothing."""
+        counts = [(part.abs().amax(-2) > 0).sum(-1).tolist() for part in (self.left, self.right)]
+        return list(zip(*counts, strict=True))
 
     def product(self, matrix: torch.Tensor) -> Product:
         """Return the update that has this matrix, [m, p, q], in the core space."""
@@ -65,7 +74,7 @@ def core_space(updates: Sequence[Update]) -> Core:
     matrices = [
         left_root[..., u.left.span] @ u.core @ right_root[..., u.right.span].mT for u in updates
     ]
-    return Core(left, matrices, right)
+    return Core(left, matrices, right, (left_root, right_root))
 
 
 def _basis(side: Side) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,3 +143,36 @@ def spectrum(
     alive = values > _NOISE * size
     vectors = (part * alive.unsqueeze(-2) for part in (left, right))
     return next(vectors), torch.where(alive, values, 0.0), next(vectors)
+
+
+def ties_of(
+    matrices: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    density: float,
+    counts: Sequence[int],
+) -> torch.Tensor:
+    """Return the TIES merge of small matrices, by the rules of `gam.strategies.ties`.
+
+    Args:
+        matrices: One per adapter, [m, p, q].
+        weights: One per adapter; they vote, and the mean is over those that agree.
+        density: Share of the entries that is kept.
+        counts: How many entries each module has, those left out that stand for nothing.
+
+    Returns:
+        [m, p, q].
+    """
+    votes = []
+    for matrix, weight in zip(matrices, weights, strict=True):
+        vote = weight * matrix
+        ordered = vote.abs().flatten(-2).sort(-1, descending=True).values
+        keep = [min(kept_entries(density, count), ordered.shape[-1]) for count in counts]
+        places = torch.tensor(keep, device=vote.device)[:, None]
+        limit = ordered.gather(-1, (places - 1).clamp_min(0)).masked_fill(places == 0, torch.inf)
+        votes.append(torch.where(vote.abs() >= limit[..., None], vote, 0.0))
+    sign = torch.stack(votes).sum(0).sign()
+    agree = [(vote.sign() == sign) & (sign != 0) for vote in votes]
+    total = torch.stack([v * a for v, a in zip(votes, agree, strict=True)]).sum(0)
+    shares = [abs(weight) * a for weight, a in zip(weights, agree, strict=True)]
+    share = torch.stack(shares).sum(0)
+    return total / torch.where(share > 0, share, 1.0)

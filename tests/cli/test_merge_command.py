@@ -84,7 +84,16 @@ def test_flags_are_those_of_the_contract() -> None:
     flags = {flag for param in cli.main.params for flag in param.opts + param.secondary_opts}
     assert flags - {"adapters"} == {
         *("-o", "--output", "--overwrite", "--dry-run", "--method", "--weights", "--normalize"),
-        *("--no-normalize", "--scale", "--missing", "--reference", "--density", "-p", "--rank"),
+        *(
+            "--no-normalize",
+            "--scale",
+            "--missing",
+            "--calibrate",
+            "--reference",
+            "--density",
+            "-p",
+            "--rank",
+        ),
         *("--uniform-rank", "--dtype", "--alpha", "--allow-base-mismatch", "--allow-pickle"),
         *("--config", "--allow-changes"),
         *("--json", "--quiet", "--list-methods", "--version"),
@@ -308,6 +317,7 @@ def test_options_reach_the_merge() -> None:
         "rank": "4",
         "uniform_rank": True,
         "missing": "renormalize",
+        "calibrate": "none",
         "dtype": "bfloat16",
         "alpha": None,
         "allow_pickle": False,

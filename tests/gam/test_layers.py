@@ -96,6 +96,7 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
         ("gam.settings", ("torch", "safetensors", "gam.adapter", "gam.read", "gam.plan")),
         ("gam.document", ("safetensors", "yaml", "gam.plan", "gam.strategies")),
         ("gam.recipe", ("yaml", "gam.write", "gam.merge", "gam.card")),
+        ("gam.calibrate", ("safetensors", "gam.strategies", "gam.plan", "gam.read")),
         ("gam.plan", ("gam.recipe", "gam.write", "gam.merge", "gam.card")),
         ("gam.hub.names", ("huggingface_hub", "torch")),
         ("gam.hub.download", ("huggingface_hub", "gam_kernels", "gam.read", "gam.card")),

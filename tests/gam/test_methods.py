@@ -26,7 +26,9 @@ ORDERED = {"gam"}
 """Methods for which the order of the adapters matters: the first may be the reference."""
 ENTRYWISE = {"ties"}
 """Methods that look at single entries of the updates, so that rotations change the result."""
-SINGLE = set(ALL) - {"ties", "iso_c", "iso_cts"}
+TRIMMING = {"ties", "core_ties", "ctm"}
+"""Methods that keep the largest entries of something; of the weights only the ratios matter."""
+SINGLE = set(ALL) - {*TRIMMING, "iso_c", "iso_cts"}
 """Methods that give a single adapter back as it is."""
 IDENTICAL = {
     **dict.fromkeys(("gam", "linear", "karcher", "multislerp"), lambda weights: sum(weights)),
@@ -55,29 +57,53 @@ def run(name, pairs, weights, scales=None, **params):
     return dense_product(updates, result)
 
 
+def by_the_paper(name, pairs, weights):
+    """The dense merge of some factors by the dense form of a method."""
+    if name in dense_methods.FACTORED:
+        return dense_methods.FACTORED[name](pairs, weights)
+    params = {"dimension": max(b.shape[1] for b, _ in pairs)} if name == "ctm" else {}
+    return dense_methods.METHODS[name]([dense(*pair) for pair in pairs], weights, **params)
+
+
 def tolerance(name):
     """Entries of the updates themselves are formed in float32."""
     return 1e-4 if name in ENTRYWISE else 1e-7
 
 
 def test_every_method_has_a_dense_form():
-    assert set(ALL) == set(dense_methods.METHODS) | ELSEWHERE
+    assert set(ALL) == {*dense_methods.METHODS, *dense_methods.FACTORED} | ELSEWHERE
 
 
-@pytest.mark.parametrize("name", dense_methods.METHODS)
+@pytest.mark.parametrize("name", sorted(set(ALL) - ELSEWHERE))
 @given(shape=shapes, seed=seeds, weights=signed_weights)
 def test_equals_its_paper_on_dense_matrices(name, shape, seed, weights):
     pairs = many(shape, seed)
-    expected = dense_methods.METHODS[name]([dense(*pair) for pair in pairs], weights)
+    expected = by_the_paper(name, pairs, weights)
     assert oracle.relative_error(run(name, pairs, weights), expected) < 1e-7
 
 
-@pytest.mark.parametrize("name", dense_methods.METHODS)
+@pytest.mark.parametrize("name", sorted(set(ALL) - ELSEWHERE))
 @given(seed=seeds, weights=signed_weights, ranks=st.permutations([1, 2, 4]))
 def test_mixed_ranks_equal_the_paper(name, seed, weights, ranks):
     pairs = [factors(16, 20, rank, seed=1000 * seed + rank) for rank in ranks]
-    expected = dense_methods.METHODS[name]([dense(*pair) for pair in pairs], weights)
+    expected = by_the_paper(name, pairs, weights)
     assert oracle.relative_error(run(name, pairs, weights), expected) < 1e-7
+
+
+@given(seed=seeds, weights=signed_weights, beta=st.floats(0, 1), rank=st.integers(1, 9))
+def test_ctm_with_every_parameter_equals_the_paper(seed, weights, beta, rank):
+    pairs = many((16, 20, 3), seed)
+    options = {"dimension": rank, "beta": beta, "rule": "average"}
+    expected = dense_methods.ctm([dense(*pair) for pair in pairs], weights, **options)
+    assert oracle.relative_error(run("ctm", pairs, weights, **options), expected) < 1e-6
+
+
+@given(seed=seeds, weights=signed_weights)
+def test_ctm_of_adapters_that_fit_into_its_space_is_their_average(seed, weights):
+    pairs = many((16, 20, 2), seed)
+    expected = run("linear", pairs, weights)
+    result = run("ctm", pairs, weights, dimension=6, rule="average")
+    assert oracle.relative_error(result, expected) < 1e-7
 
 
 @pytest.mark.parametrize("method", ["iso_c", "iso_cts"])
@@ -118,12 +144,11 @@ def test_absent_zero_and_weightless_are_alike(name):
     for stand_in in (LowRank(a, torch.zeros_like(b)), LowRank(torch.zeros_like(a), b)):
         zero = merged(adapters_with(pairs, 1, {"w": stand_in}), name, weights=weights)
         assert oracle.relative_error(zero, absent) < 1e-5
-    if name in dense_methods.METHODS:
+    if name not in ELSEWHERE:
         shares = np.asarray(weights)
         if STRATEGIES[name].normalize:
             shares = shares / np.abs(shares).sum()
-        deltas = [dense(*pairs[0]), dense(*pairs[2])]
-        expected = dense_methods.METHODS[name](deltas, [shares[0], shares[2]])
+        expected = by_the_paper(name, [pairs[0], pairs[2]], [shares[0], shares[2]])
         assert oracle.relative_error(absent, expected) < 1e-5
     adapters = adapters_with(pairs, 1, {"w": LowRank(a, b)})
     without = merged([adapters[0], adapters[2]], name, weights=[0.5, -0.3])
@@ -183,12 +208,12 @@ def test_homogeneous(name, shape, seed, weights, factor):
     expected = factor * run(name, pairs, weights)
     scaled = run(name, pairs, weights, scales=[factor] * 3)
     assert oracle.relative_error(scaled, expected) < tolerance(name)
-    if name not in ENTRYWISE:
+    if name not in TRIMMING:
         weighted = run(name, pairs, [factor * weight for weight in weights])
         assert oracle.relative_error(weighted, expected) < 1e-7
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sorted(set(ALL) - set(dense_methods.FACTORED)))
 @given(shape=shapes, seed=seeds, weights=signed_weights)
 def test_gauge_changes_nothing(name, shape, seed, weights):
     """(B G, G^-1 A) is the same update for any invertible G."""
@@ -315,3 +340,39 @@ def test_concat_is_exact():
     update = result.modules["w"]
     expected = sum(dense(*pair) for pair in pairs)
     assert oracle.relative_error(dense(update.lora_b, update.lora_a), expected) < 1e-6
+
+
+# --- calibration ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["linear", "task_arithmetic", "tsv", "gam", "ties", "ctm"])
+@given(seed=seeds, weights=signed_weights, ranks=st.permutations([2, 3, 4]))
+def test_pico_is_the_authors_calibration_before_any_method(name, seed, weights, ranks):
+    pairs = [factors(16, 12, rank, seed=1000 * seed + rank) for rank in ranks]
+    calibrated = dense_methods.pico(pairs)
+    split = [oracle.thin_svd(delta) for delta in calibrated]
+    shorter = [(torch.tensor(u * s), torch.tensor(v.T)) for u, s, v in split]
+    expected = merged(adapters_with(shorter, None, None), name, weights=weights)
+    sizes = [np.linalg.norm(dense(*pair)) for pair in pairs]
+    shares = np.abs(weights) / np.abs(weights).sum()
+    expected = expected * (shares @ sizes) / np.linalg.norm(expected)
+    result = merged(adapters_with(pairs, None, None), name, weights=weights, calibrate="pico")
+    assert oracle.relative_error(result, expected) < 1e-4
+
+
+def test_pico_reports_the_inputs_and_what_became_of_them():
+    pairs = many((16, 12, 3), seed=5)
+    adapters = adapters_with(pairs, None, None)
+    result = merge_adapters(adapters, method="linear", rank="sum", calibrate="pico")
+    assert abs(result.report.norm_ratio - 1) < 1e-6
+    update = result.modules["w"].delta().double().numpy()
+    for index, pair in enumerate(pairs):
+        delta = dense(*pair)
+        cosine = (update * delta).sum() / np.linalg.norm(update) / np.linalg.norm(delta)
+        assert abs(result.report.cosines[f"a{index}"] - cosine) < 1e-6
+
+
+def test_pico_leaves_one_adapter_as_it_is():
+    pairs = many((16, 12, 3), seed=5, n=1)
+    result = merged(adapters_with(pairs, None, None), "linear", calibrate="pico")
+    assert oracle.relative_error(result, dense(*pairs[0])) < 1e-6

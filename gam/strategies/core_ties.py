@@ -1,0 +1,51 @@
+"""TIES in the core space of the adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from gam.strategies.core import core_space, ties_of
+from gam.updates import Basis, Product, Update, block_diagonal
+
+
+def core_ties(updates: Sequence[Update], weights: Sequence[float], *, density: float) -> Product:
+    """Return the update whose core matrix is the TIES merge of the adapters' core matrices.
+
+    The reference bases are the left singular vectors U of all B next to each other and the
+    right ones V of all A on top of each other; the core of an adapter is ``U^T dW_i V``.
+    Adding cores up would be adding updates up, and methods that rotations do not disturb
+    (`linear`, `tsv`, `iso_c`) give the same in the core space. TIES, which looks at single
+    entries, does not: it sees the entries of the cores, in a basis that depends on how the
+    updates are split into B and A, and not those of dW.
+
+    Args:
+        updates: One per adapter, batched over m modules.
+        weights: One per update; they vote as in `ties`. Only their ratios matter.
+        density: Share of the entries of each core that is kept.
+
+    Returns:
+        An update of at most rank ``sum r_i``.
+
+    Raises:
+        InexactError: The precision is float32, and some directions are nearly shared.
+
+    Source: Panariello et al. 2025, arXiv:2509.17786, section 4 and algorithm 1.
+    """
+    core = core_space(updates)
+    left, right = (
+        torch.linalg.svd(frame @ block_diagonal([_own(basis) for basis in bases])).U
+        for frame, bases in zip(
+            core.frames, ([u.left for u in updates], [u.right for u in updates]), strict=True
+        )
+    )
+    matrices = [left.mT @ matrix @ right for matrix in core.matrices]
+    counts = [height * width for height, width in core.sizes]
+    merged = ties_of(matrices, weights, density, counts)
+    return Product(core.left @ left, merged, core.right @ right)
+
+
+def _own(basis: Basis) -> torch.Tensor:
+    assert basis.coordinates is not None
+    return basis.coordinates
