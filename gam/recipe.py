@@ -42,7 +42,8 @@ class Recipe:
         options: By the names of the flags.
         lines: Path of an option to its line, where lines are known.
         expect: For a record: label to the SHA-256 of weights and config that were merged.
-        made: For a record: what made it, by the names of the programs.
+        version: For a record: the version of gam-merge that made it.
+        packages: For a record: method to the package that brought it; "" for gam's own.
     """
 
     where: str = ""
@@ -50,7 +51,8 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     lines: Mapping[_Path, int] = field(default_factory=dict)
     expect: Mapping[str, tuple[str | None, str | None]] | None = None
-    made: Sequence[str] = ()
+    version: str = __version__
+    packages: Mapping[str, str] = field(default_factory=dict)
 
     def inputs(self, given: _Adapters | None) -> _Adapters:
         """Return the adapters in force: those given, under the labels of the recipe, or its own.
@@ -61,8 +63,15 @@ class Recipe:
         """
         own = self.adapters
         if given:
-            if not isinstance(own, Mapping) or isinstance(given, Mapping):
+            if not isinstance(own, Mapping):
                 return given
+            if isinstance(given, Mapping):
+                if given.keys() != own.keys():
+                    raise OptionError(
+                        f"adapters: got {', '.join(given)}, but {self.where} merges "
+                        f"{', '.join(own)}"
+                    )
+                return {label: given[label] for label in own}
             if len(given) != len(own):
                 raise OptionError(
                     f"adapters: got {len(given)}, but {self.where} merges {len(own)}: "
@@ -99,28 +108,24 @@ class Recipe:
             AdapterError: An adapter is refused, or differs from the recorded one.
         """
         options = {**self.options, **given}
-        if "method" in given:
-            # The recipe's parameters are for the recipe's method.
-            kept = self._parameters_in_use(options)
-            options = {k: v for k, v in options.items() if k in given or k in kept}
-        expect = None if allow_changes else self.expect
         with self._located(given):
-            if expect is not None:
-                self._check_programs(options)
-            return plan_merge(adapters, expect=expect, **options)
+            if "method" in given:
+                # The recipe's parameters are for the recipe's method.
+                kept = {*_OPTIONS, *given}
+                for strategy in map(strategies.get, _methods(options)):
+                    kept.update(param.name for param in strategy.params)
+                options = {name: value for name, value in options.items() if name in kept}
+            if self.expect is not None and not allow_changes:
+                self._check_programs(_methods(options))
+                options.setdefault("expect", self.expect)
+            return plan_merge(adapters, **options)
 
-    def _parameters_in_use(self, options: Mapping[str, Any]) -> set[str]:
-        refined = options.get("modules") or {}
-        methods = {
-            options["method"],
-            *(own["method"] for own in refined.values() if "method" in own),
-        }
-        found = (strategies.get(name).params for name in methods)
-        return {*_OPTIONS, *(param.name for params in found for param in params)}
-
-    def _check_programs(self, options: Mapping[str, Any]) -> None:
-        package = strategies.get(options.get("method", "gam")).package
-        for made, have in zip(self.made, (f"gam-merge {__version__}", package), strict=True):
+    def _check_programs(self, methods: Sequence[str]) -> None:
+        found = [(f"gam-merge {self.version}", f"gam-merge {__version__}")]
+        for method in methods:
+            have = strategies.get(method).package
+            found.append((self.packages.get(method, have), have))
+        for made, have in found:
             if made != have:
                 raise AdapterError(
                     f"{self.where}: made by {made or 'gam-merge itself'}, but this is "
@@ -136,10 +141,8 @@ class Recipe:
         except OptionError as error:
             if not error.path or error.path[0] in given or error.path[0] not in self.options:
                 raise
-            ends = range(len(error.path), 0, -1)
-            line = next((self.lines[p] for n in ends if (p := error.path[:n]) in self.lines), None)
-            where = self.where if line is None else f"{self.where}, line {line}"
-            raise OptionError(f"{where}: {error}", *error.path) from None
+            line = f", line {_line(self.lines, error.path)}" if self.lines else ""
+            raise OptionError(f"{self.where}{line}: {error}", *error.path) from None
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -169,8 +172,8 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         text = text.replace("\t", " ")  # as white space, which YAML allows less of
     value, lines = parse(text, where)
     if not isinstance(value, dict):
-        kind = "nothing" if value is None else f"a {type(value).__name__}"
-        raise OptionError(f"{where}: holds {kind}, expected options such as method or weights")
+        kind = "nothing" if value is None else "a list" if isinstance(value, list) else "one value"
+        raise OptionError(f"{where}: got {kind}, expected options such as method or weights")
     options = {name.replace("-", "_"): option for name, option in value.items()}
     lines = {(path[0].replace("-", "_"), *path[1:]): line for path, line in lines.items()}
     _check_names(options, lines, where)
@@ -180,13 +183,26 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 def _as_json(text: str) -> dict[str, Any] | None:
     """Return a JSON object; None for any other text."""
-    if not text.startswith("{"):
+    if not text.lstrip().startswith("{"):
         return None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _line(lines: Mapping[_Path, int], path: _Path) -> int:
+    """Return the line of an option, or of what it is in where an alias stands for that."""
+    return next(lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines)
+
+
+def _methods(options: Mapping[str, Any]) -> list[str]:
+    """Return the methods that options name."""
+    refined = options.get("modules")
+    parts = list(refined.values()) if isinstance(refined, Mapping) else []
+    named = [part["method"] for part in parts if isinstance(part, Mapping) and part.get("method")]
+    return [options.get("method", "gam"), *named]
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,7 +231,7 @@ def _check_names(options: Mapping[str, Any], lines: Mapping[_Path, int], where: 
         if path[-1] not in names:
             near = difflib.get_close_matches(path[-1], names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
-            wrong.append((lines.get(path), f"{path[-1]!r}", hint))
+            wrong.append((_line(lines, path), f"{path[-1]!r}", hint))
     if len(wrong) == 1:
         line, name, hint = wrong[0]
         raise OptionError(f"{where}, line {line}: unknown option {name}; {hint}")
@@ -252,17 +268,22 @@ def _from(folder: Path, source: str) -> Path:
 
 def _read_record(record: Mapping[str, Any], file: Path, where: str) -> Recipe:
     """Return the recipe of a recorded merge."""
-    folder = file.resolve().parent
+    # What --json printed says where the folder of the record is.
+    folder = Path(record["output"]) if "output" in record else file.resolve().parent
     try:
         options = dict(record["options"])
         inputs = {entry["name"]: entry for entry in record["inputs"]}
         expect = {name: (own["sha256"], own["config_sha256"]) for name, own in inputs.items()}
         sources = {name: (entry["source"], entry.get("commit")) for name, entry in inputs.items()}
+        packages = {options["method"]: record.get("package", "")}
+        for module in record["modules"]:
+            own = module["settings"]
+            packages.update({own["method"]: own.get("package", "")} if "method" in own else {})
     except (KeyError, TypeError, ValueError, AttributeError):
         raise OptionError(f"{where}: not a complete record of a merge") from None
     adapters = {
         name: source and (parse_name(source) if commit else _from(folder, source))
         for name, (source, commit) in sources.items()
     }
-    made = (f"gam-merge {record['gam_merge']}", record.get("package", ""))
-    return Recipe(where, adapters, _given(options), {}, expect, made)
+    version = str(record["gam_merge"])
+    return Recipe(where, adapters, _given(options), {}, expect, version, packages)

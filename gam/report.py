@@ -31,7 +31,7 @@ class ModuleReport:
         rounding_error: Relative Frobenius error from writing in the output dtype, to first
             order in the rounding of each factor.
         settings: Where this module was merged otherwise than the options of the run say:
-            method, weights (by adapter, as given), scale, rank, parameters.
+            method (and its package), weights (by adapter, as given), scale, rank, parameters.
         diagnostics: What the method reports of itself.
     """
 

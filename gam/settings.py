@@ -67,6 +67,8 @@ class Settings:
             found.pop("rank", None)
         if "weights" in found:
             found["weights"] = dict(self.given)
+        if "method" in found and self.strategy.package:
+            found["package"] = self.strategy.package
         return found
 
 

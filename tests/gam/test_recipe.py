@@ -213,6 +213,12 @@ def test_a_config_that_appears_beside_a_bare_file_is_a_change(tmp_path: Path) ->
         ),
         ({"options": 3}, OptionError, "out/gam_merge.json: not a complete record of a merge"),
         ({"inputs": [{}]}, OptionError, "out/gam_merge.json: not a complete record of a merge"),
+        ({"modules": [{}]}, OptionError, "out/gam_merge.json: not a complete record of a merge"),
+        (
+            {"modules": [{"settings": {"method": "ties", "package": "other 2.0"}}]},
+            AdapterError,
+            "made by other 2.0, but this is gam-merge itself, and the result may differ",
+        ),
         (
             {"options": {"method": "ties", "density": 7}},
             OptionError,
@@ -225,7 +231,8 @@ def test_a_record_that_cannot_be_followed_is_refused(
     change: dict[str, object], error: type[gam.GamError], message: str, tmp_path: Path
 ) -> None:
     make_three(tmp_path / "in")
-    merge_adapters(["in/a", "in/b"], output="out")
+    modules = {"*.q_proj": {"method": "ties"}}
+    merge_adapters(["in/a", "in/b"], modules=modules, output="out")
     record = Path("out/gam_merge.json")
     record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
     assert_refused(lambda: merge_adapters(config="out"), error, message)
@@ -238,6 +245,28 @@ def test_another_version_is_followed_where_changes_are_allowed(tmp_path: Path) -
     record.write_text(record.read_text().replace(f'"{gam.__version__}"', '"0.0.1"'))
     again = merge_adapters(config="out", allow_changes=True)
     assert without_places(again) == without_places(first)
+
+
+def test_what_json_prints_is_a_record_too(tmp_path: Path) -> None:
+    make_three(tmp_path / "in")
+    merge_adapters(["in/a", "in/b"], output="out")
+    record = {"output": str(tmp_path / "out"), **json.loads(Path("out/gam_merge.json").read_text())}
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    Path("far/away/printed.json").write_text(json.dumps(record))
+    merge_adapters(config="far/away/printed.json", output="again")
+    assert files(Path("out")) == files(Path("again"))
+
+
+def test_given_labels_must_be_those_of_the_record(tmp_path: Path) -> None:
+    make_three(tmp_path / "in")
+    first = merge_adapters(["in/a", "in/b"], weights=[1, 3], output="out")
+    again = merge_adapters({"b": "in/b", "a": "in/a"}, config="out")
+    assert without_places(again) == without_places(first)
+    assert_refused(
+        lambda: merge_adapters({"a": "in/a", "c": "in/c"}, config="out"),
+        OptionError,
+        "adapters: got a, c, but out/gam_merge.json merges a, b",
+    )
 
 
 def test_adapters_that_were_in_memory_must_be_given(tmp_path: Path) -> None:
@@ -330,8 +359,8 @@ def test_adapters_in_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "recipe.yaml: holds nothing, expected options such as method or weights"),
-        ("- a\n", "recipe.yaml: holds a list, expected options such as method or weights"),
+        ("", "recipe.yaml: got nothing, expected options such as method or weights"),
+        ("- a\n", "recipe.yaml: got a list, expected options such as method or weights"),
         (
             "method: ties\n\nwieghts: [1, 1]\n",
             "recipe.yaml, line 3: unknown option 'wieghts'; did you mean 'weights'?",
@@ -398,6 +427,10 @@ def test_adapters_in_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "recipe.yaml, line 4: modules '*.q_proj': density of method 'ties': got [0.5, 'x'], "
             "expected a number",
         ),
+        (
+            "x: &x {wieght: 1}\nmodules:\n  '*': *x\n",
+            "recipe.yaml: unknown options: 'x' (line 1; ",
+        ),
         ("modules: [1]\n", "recipe.yaml, line 1: modules: got [1], expected patterns with options"),
         (
             "modules:\n  '*': 1\n",
@@ -413,6 +446,14 @@ def test_a_wrong_recipe_is_refused_with_its_line(text: str, message: str, tmp_pa
         merge_adapters(adapters, config=recipe(text))
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_a_broken_recipe_is_refused_where_the_method_is_given(tmp_path: Path) -> None:
+    make_three(tmp_path)
+    for text in ("modules: [1]\n", "modules: {'*': 1}\n", "modules: {'*': {method: [1]}}\n"):
+        for options in ({}, {"method": "ties"}, {"method": ["ties"]}):
+            with pytest.raises(OptionError):
+                merge_adapters(["a", "b"], config=recipe(text), **options)
 
 
 def test_errors_in_what_is_given_do_not_blame_the_recipe(tmp_path: Path) -> None:
