@@ -3,13 +3,15 @@
     python benchmarks/run.py --model qwen3-8b --rank 16 --rank 64 --method gam --method linear
     python benchmarks/run.py --peft svd --rank 16
 
-Every merge is checked against the paper's algorithm on dense float64 matrices first. Nothing is
-written where the check fails, or where the checkout has changes that are not committed.
+Every merge is checked against the paper's algorithm on dense float64 matrices first, an
+inspection against dense singular vectors. Nothing is written where the check fails, or where the
+checkout has changes that are not committed.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -27,12 +29,15 @@ import torch
 from inputs import make_adapters
 from models import MODELS, modules
 
-from gam import Adapter, load_adapter
+from gam import Adapter, inspect_adapters, load_adapter
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
+INSPECT = "gam-inspect"  # measured beside the methods, though it merges nothing
+METHODS = ("gam", "linear", "ties", INSPECT)
 # Rounding of the output, and with room for what half-precision inputs allow the fast path.
 _BOUND = {"bfloat16": 4e-3}
+_OVERLAP_BOUND = 1e-4
 
 
 def main() -> None:
@@ -40,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="qwen3-8b")
     parser.add_argument("--rank", type=int, action="append")
-    parser.add_argument("--method", action="append", choices=["gam", "linear", "ties"])
+    parser.add_argument("--method", action="append", choices=METHODS)
     parser.add_argument("--adapters", type=int, action="append")
     parser.add_argument("--peft", choices=["svd", "ties_svd"], help="time PEFT on one layer")
     parser.add_argument("--runs", type=int, default=5, help="counted runs, after one more")
@@ -77,7 +82,9 @@ def measure(
     commands = {
         "floor": [sys.executable, str(HERE / "floor.py"), str(scratch / "floor"), *files]
     } | {
-        method: ["gam-merge", *map(str, folders), "-o", str(out), "--method", method, "--quiet"]
+        method: [INSPECT, *map(str, folders), "--json"]
+        if method == INSPECT
+        else ["gam-merge", *map(str, folders), "-o", str(out), "--method", method, "--quiet"]
         for method in methods
     }
     found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
@@ -92,7 +99,7 @@ def measure(
                 errors[name] = check(folders, out, name, shape)
     return [
         {
-            "op": "merge",
+            "op": "inspect" if name == INSPECT else "merge",
             "impl": name,
             "shape": shape,
             "dtype": "bfloat16",
@@ -110,6 +117,8 @@ def check(folders: list[Path], out: Path, method: str, shape: dict[str, Any]) ->
     """Return the relative error of the smallest module against the dense algorithm."""
     if method == "ties":
         return None  # far from low rank: its tests compare it with the dense algorithm
+    if method == INSPECT:
+        return check_inspection(folders, shape)
     name = min(modules(shape["model"]), key=lambda key: sum(modules(shape["model"])[key]))
     updates = [adapter.modules[name] for adapter in map(load_adapter, folders)]
     deltas = [update.scale * update.lora_b.double() @ update.lora_a.double() for update in updates]
@@ -122,6 +131,25 @@ def check(folders: list[Path], out: Path, method: str, shape: dict[str, Any]) ->
     if not error < bound:
         sys.exit(f"{method}: module {name} is off by {error:.1e}, expected below {bound:.1e}")
     return error
+
+
+def check_inspection(folders: list[Path], shape: dict[str, Any]) -> float:
+    """Return the error of the overlaps of the smallest module against dense singular vectors."""
+    report = inspect_adapters(folders)
+    module = min(report.modules, key=lambda module: sum(module.shape))
+    bases = []
+    for adapter in map(load_adapter, folders):
+        update = adapter.modules[module.name]
+        left, _, right = torch.linalg.svd(update.lora_b.double() @ update.lora_a.double())
+        bases.append((left[:, : shape["rank"]], right[: shape["rank"]].mT))
+    errors = []
+    for pair, (one, two) in zip(module.pairs, itertools.combinations(bases, 2), strict=True):
+        for side, first, second in zip((pair.left, pair.right), one, two, strict=True):
+            overlap = float((first.mT @ second).square().sum()) / shape["rank"]
+            errors.append(abs(side.overlap - overlap))
+    if not max(errors) < _OVERLAP_BOUND:
+        sys.exit(f"{INSPECT}: overlaps of {module.name} are off by {max(errors):.1e}")
+    return max(errors)
 
 
 def measure_peft(shape: dict[str, Any], combination: str) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import torch
 
 from gam import geometry
 from gam.adapter import Adapter
+from gam.advice import advise
 from gam.batches import batches, resolve
 from gam.inspection import (
     Group,
@@ -27,7 +28,6 @@ from gam.inspection import (
     Reference,
     SideGeometry,
     UpdateGeometry,
-    advise,
     every_pair,
     mean,
     overall_norm_ratio,

@@ -2,14 +2,17 @@
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from support import MODULES, make_adapter
 
+import gam
 from gam import inspect_adapters
 from gam.inspect_cli import main
 
@@ -19,6 +22,19 @@ ADAPTERS = [str(ROOT / "examples" / "adapters" / name) for name in ("reverse", "
 
 def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+def test_help_has_headings_and_a_sentence_for_every_option() -> None:
+    result = invoke("--help")
+    assert result.exit_code == 0
+    headings = re.findall(r"^(\w.*):$", result.stdout, re.MULTILINE)
+    assert headings == ["Output", "What to accept", "What to show"]
+    for param in main.params:
+        if isinstance(param, click.Option):
+            assert param.opts[0] in result.stdout
+            assert param.help
+            assert param.help.endswith(".")
+    assert invoke("--version").stdout == f"gam-inspect {gam.__version__}\n"
 
 
 def test_json_is_the_report_and_nothing_else() -> None:

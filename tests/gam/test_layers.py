@@ -105,6 +105,7 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
         ("gam.merge", ("gam.card",)),
         ("gam.geometry", ("safetensors", "gam.read", "gam.plan")),
         ("gam.inspection", ("torch", "matplotlib")),
+        ("gam.advice", ("torch", "matplotlib")),
         ("gam.inspect", ("gam.write", "gam.merge", "gam.card", "gam.plot", "matplotlib")),
         ("gam.plot", ("torch", "matplotlib")),
     ],
