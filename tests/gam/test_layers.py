@@ -69,6 +69,19 @@ except SystemExit:
     assert layers(modules, "gam") == {"gam", "gam.errors", "gam.terminal", f"gam.{command}", *own}
 
 
+@pytest.mark.parametrize("command", ["", "pairs", "train", "evaluate", "run"])
+def test_help_of_the_loop_imports_no_torch(command: str, tmp_path: Path) -> None:
+    code = f"""
+from gam.pda.cli import main
+try:
+    main({[*command.split(), "--help"]!r})
+except SystemExit:
+    pass"""
+    modules = imported_by(code, tmp_path)
+    assert "gam.pda.cli" in modules
+    assert not layers(modules, "torch", "numpy", "yaml", "transformers", "peft", "trl", "datasets")
+
+
 def test_kernels_never_import_gam(tmp_path: Path) -> None:
     code = """
 import importlib, pkgutil, gam_kernels
@@ -102,7 +115,12 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
         ("gam.hub.download", ("huggingface_hub", "gam_kernels", "gam.read", "gam.card")),
         ("gam.load", ("huggingface_hub", "gam_kernels", "gam.write", "gam.plan", "gam.card")),
         ("gam.batches", ("gam.write", "gam.merge", "gam.card")),
-        ("gam.merge", ("gam.card",)),
+        ("gam.merge", ("gam.card", "gam.pda")),
+        ("gam.pda.records", ("torch", "transformers")),
+        ("gam.pda.generate", ("torch", "transformers", "gam.pda.pairs", "gam.pda.train")),
+        ("gam.pda.train", ("torch", "trl", "datasets", "gam.pda.pairs", "gam.pda.evaluate")),
+        ("gam.pda.evaluate", ("torch", "gam.pda.pairs", "gam.pda.train", "gam.pda.run")),
+        ("gam.pda.report", ("torch", "matplotlib", "gam.pda.run")),
         ("gam.geometry", ("safetensors", "gam.read", "gam.plan")),
         ("gam.inspection", ("torch", "matplotlib")),
         ("gam.advice", ("torch", "matplotlib")),
@@ -122,7 +140,7 @@ def test_a_merge_needs_neither_transformers_nor_peft(tmp_path: Path) -> None:
     modules = imported_by(code, tmp_path)
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
     assert "gam.merge" in modules
-    assert not layers(modules, "transformers", "peft", "huggingface_hub", "scipy")
+    assert not layers(modules, "gam.pda", "transformers", "peft", "huggingface_hub", "scipy")
 
 
 def test_one_package_talks_to_the_hub() -> None:
