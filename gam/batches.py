@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 _Use = Callable[[Sequence[PlannedModule], Sequence[Update]], _T]
 
 # Working memory of a batch of modules; large enough that Python's own cost disappears.
-_BATCH_BYTES = 24 * 2**20
+_BATCH_BYTES = 64 * 2**20
 
 
 def batches(plan: Plan) -> Iterator[list[PlannedModule]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,18 @@ class Option(click.Option):
 
 class Command(click.Command):
     """A command with headings in its help, and `GamError` as one line and an exit code."""
+
+    def start(self) -> None:
+        """Run the command as the whole of a process; what the console scripts call.
+
+        What importing torch makes stays until the end. To look through it for garbage, again
+        and again and once more at exit, would cost a third of a second.
+        """
+        gc.disable()
+        try:
+            self()
+        finally:
+            gc.freeze()
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, grouped by heading."""

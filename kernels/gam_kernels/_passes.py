@@ -89,7 +89,7 @@ def _onednn(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 @cache
 def _has_onednn() -> bool:
     """Return whether torch has the product that `_onednn` calls, and it is right."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     left, right = torch.eye(3, 4), torch.arange(8.0).reshape(2, 4)
     try:
@@ -99,7 +99,7 @@ def _has_onednn() -> bool:
 
 
 def _buffer(dtype: torch.dtype) -> torch.Tensor:
-    """Return memory for a block, [n]; a thread's own, since new memory costs as much as the work."""
+    """Return memory for a block, [n], a thread's own: new memory would cost as much as the work."""
     try:
         buffer: torch.Tensor = _local.buffer
     except AttributeError:

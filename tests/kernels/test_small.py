@@ -5,7 +5,7 @@ import pytest
 import torch
 from updates_support import factors
 
-from gam_kernels import combine, gram, orthonormalize, orthonormalize_gram, polar
+from gam_kernels import _passes, combine, gram, orthonormalize, orthonormalize_gram, polar
 from gam_kernels.combine import reference as combine_reference
 from gam_kernels.gram import reference as gram_reference
 
@@ -14,10 +14,21 @@ def tall(d, r, cond=1.0, seed=0):
     return factors(d, 1, r, seed, cond_b=cond, dtype=torch.float64)[0]
 
 
-GRAMS = {"op": gram, "reference": gram_reference.gram}
-COMBINES = {"op": combine, "reference": combine_reference.combine}
+GRAMS = {"op": gram, "op without onednn": gram, "reference": gram_reference.gram}
+COMBINES = {"op": combine, "op without onednn": combine, "reference": combine_reference.combine}
 WIDTHS = [(1,), (3, 0, 2), (64, 33), (130, 127)]
 LONG = [5, 50, 3000]
+
+
+@pytest.fixture(autouse=True)
+def _products(request, monkeypatch):
+    """Take the products that other processors and other versions of torch take."""
+    if "without onednn" in request.node.name:
+        monkeypatch.setattr(_passes, "_has_onednn", lambda: False)
+
+
+def test_float32_products_take_the_fast_way_here():
+    assert _passes._has_onednn() == torch.backends.mkldnn.is_available()
 
 
 def parts(length, widths, dtype=torch.float64, transposed=False, modules=2):
