@@ -15,9 +15,12 @@ BEGIN, END = "<!-- benchmark table -->\n", "<!-- end of benchmark table -->\n"
 def table(lines: list[str]) -> str:
     """Return the table of the newest record of each measurement, in Markdown."""
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    floors: dict[tuple[Any, ...], dict[str, Any]] = {}  # of each machine
     for line in lines:
         record = json.loads(line)
         newest[_case(record), record["impl"], record["metric"]] = record
+        if (record["impl"], record["metric"]) == ("floor", "cpu_s"):
+            floors[_case(record), record["cpu"]] = record
     cases = list(dict.fromkeys(case for case, _, _ in newest))
     rows = [
         "| adapters | method | CPU time | over the I/O floor | wall time | peak memory |",
@@ -25,13 +28,13 @@ def table(lines: list[str]) -> str:
     ]
     for case in cases:
         impls = list(dict.fromkeys(impl for c, impl, _ in newest if c == case))
-        floor = newest.get((case, "floor", "cpu_s"))
         for impl in impls:
             cpu, wall, peak = (
                 newest.get((case, impl, metric)) for metric in ("cpu_s", "wall_s", "peak_bytes")
             )
             assert cpu is not None
             assert wall is not None
+            floor = floors.get((case, cpu["cpu"]))
             ratio = f"{cpu['p50'] / floor['p50']:.1f}" if floor and impl != "floor" else ""
             memory = f"{peak['p50'] / 2**20:.0f} MiB" if peak else ""
             name = "I/O floor" if impl == "floor" else impl
