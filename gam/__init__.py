@@ -9,6 +9,7 @@ from gam.errors import AdapterError, GamError, OptionError, OutputError, PluginE
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter, LowRank
+    from gam.hub.push import push_to_hub
     from gam.inspect import inspect_adapters
     from gam.inspection import Inspection
     from gam.load import load_adapter
@@ -28,6 +29,7 @@ __all__ = [
     "inspect_adapters",
     "load_adapter",
     "merge_adapters",
+    "push_to_hub",
 ]
 
 # Imported when first asked for, so that `import gam` and `gam-merge --help` need no torch.
@@ -38,6 +40,7 @@ _LAZY = {
     "inspect_adapters": ("gam.inspect", "inspect_adapters"),
     "load_adapter": ("gam.load", "load_adapter"),
     "merge_adapters": ("gam.merge", "merge_adapters"),
+    "push_to_hub": ("gam.hub.push", "push_to_hub"),
 }
 
 

@@ -154,6 +154,38 @@ class Adapter:
 
         return write_adapter(self, path, overwrite=overwrite)
 
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        allow_foreign_repo: bool = False,
+    ) -> str:
+        """Push the result of a merge to the Hub, in one commit; it need not be saved.
+
+        Args:
+            repo: ``user/name``; made if it is not there.
+            private: Make a new repository private.
+            revision: Branch, made if it is not there; None for the default branch.
+            create_pr: Open a pull request in place of changing the branch.
+            commit_message: None for one that names the method.
+            allow_foreign_repo: Also push to a repository that holds anything but a merge.
+
+        Returns:
+            The page of the repository, its branch, or the pull request.
+
+        Raises:
+            OptionError: The name is no name of a repository, or options do not go together.
+            OutputError: This is not the result of a merge, or the push was refused or failed.
+        """
+        from gam.hub.push import Target, push_adapter
+
+        target = Target(repo, private, revision, create_pr, commit_message, allow_foreign_repo)
+        return push_adapter(self, target).url
+
     def __repr__(self) -> str:
         """One line: name, modules, ranks, dtypes and base model; never the values."""
         updates = self.modules.values()

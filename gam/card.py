@@ -6,15 +6,19 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 from gam import __version__
+from gam.hub.names import HubName, hub_name
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter
-    from gam.report import MergeReport
+    from gam.report import MergeReport, ModuleReport
+
+_N = TypeVar("_N", int, float)
 
 # Options in the rerun command: always written, or only where they differ from the default.
 _ALWAYS = ("method", "weights", "dtype")
@@ -30,7 +34,11 @@ _DEFAULTS = {
     "allow_base_mismatch": False,
 }
 
+_HUB = "https://huggingface.co"
 _REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+# What YAML takes for text without quotes, and what it takes for something else.
+_BARE = re.compile(r"\w[\w.-]*/[\w.-]+|[a-zA-Z][\w.-]*", re.ASCII)
+_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank accepts
 
 
@@ -51,7 +59,7 @@ def model_card(adapter: Adapter) -> str:
         _front_matter(report, base),
         f"# Merged LoRA adapter ({report.method})",
         f"{len(report.inputs)} LoRA adapters merged into one by gam-merge {__version__}. "
-        + (f"It belongs on the base model {_code(base)}." if base else "")
+        + (f"It belongs on the base model {_model(base)}." if base else "")
         + " `gam_merge.json` in this folder records every module.",
         "## What was merged",
         _inputs_table(report),
@@ -60,6 +68,7 @@ def model_card(adapter: Adapter) -> str:
         "```bash\n" + _command(report) + "\n```",
         "## The result",
         "\n".join(_numbers(adapter)),
+        _kinds_table(report),
         *_warnings(report),
         "## Use",
         _usage(adapter, base),
@@ -78,14 +87,35 @@ def _warnings(report: MergeReport) -> list[str]:
 
 
 def _front_matter(report: MergeReport, base: Any) -> str:
+    # Also the adapters: this is how the Hub links a model to those that it was made from. It
+    # refuses a card with anything that is not the name of a repository.
+    names = [base, *(name.repo for entry in report.inputs if (name := _hub_name(entry)))]
+    names = [n for n in dict.fromkeys(names) if isinstance(n, str) and _REPOSITORY.fullmatch(n)]
     lines = ["---"]
-    # The Hub refuses a card whose base model is not the name of a repository.
-    if isinstance(base, str) and _REPOSITORY.fullmatch(base):
-        lines += [f"base_model: {json.dumps(base)}", "base_model_relation: adapter"]
+    if len(names) == 1:
+        lines += [f"base_model: {_yaml(names[0])}"]
+    elif names:
+        lines += ["base_model:", *(f"- {_yaml(name)}" for name in names)]
+    lines += ["base_model_relation: adapter"] if names else []
     lines += ["library_name: peft", "tags:"]
     tags = ["lora", "peft", "merge", "gam-merge", report.method]
-    lines += [f"- {json.dumps(tag)}" for tag in tags]
+    lines += [f"- {_yaml(tag)}" for tag in tags]
     return "\n".join([*lines, "---"])
+
+
+def _yaml(text: str) -> str:
+    """Return text as the client's own writer does, so that it finds nothing to change."""
+    bare = _BARE.fullmatch(text) and text.lower() not in _WORDS
+    return text if bare else json.dumps(text)
+
+
+def _hub_name(entry: Mapping[str, Any]) -> HubName | None:
+    return hub_name(f"hf://{entry['source']}") if entry.get("commit") else None
+
+
+def _model(base: Any) -> str:
+    known = isinstance(base, str) and "/" in base and _REPOSITORY.fullmatch(base)
+    return f"[{_code(base)}]({_HUB}/{base})" if known else _code(base)
 
 
 def _inputs_table(report: MergeReport) -> str:
@@ -95,24 +125,36 @@ def _inputs_table(report: MergeReport) -> str:
             "varies" if entry["weight"] is None else f"{entry['weight']:.4g}",
             str(entry["modules"]),
             ", ".join(str(rank) for rank in entry["ranks"]),
-            _code(entry["sha256"][:12]) if entry["sha256"] else "in memory",
+            _origin(entry),
             _number(report.cosines.get(entry["name"], math.nan)),
         )
         for entry in report.inputs
     ]
-    head = ("Adapter", "Weight", "Modules", "Rank", "SHA-256", "Cosine with the result")
-    return "\n".join(
-        f"| {' | '.join(row)} |" for row in [head, ("---", *["---:"] * 3, "---", "---:"), *rows]
-    )
+    head = ("Adapter", "Weight", "Modules", "Rank", "From", "Cosine with the result")
+    return _table([head, ("---", *["---:"] * 3, "---", "---:"), *rows])
+
+
+def _origin(entry: Mapping[str, Any]) -> str:
+    name = _hub_name(entry)
+    if name is not None:
+        parts = [_HUB, name.repo, "tree", entry["commit"], quote(name.folder)]
+        page = "/".join(filter(None, parts))
+        text = name.repo + (f":{name.folder}" if name.folder else "")
+        return f"[{_code(text)}]({page}) at {_code(entry['commit'][:12])}"
+    return f"SHA-256 {_code(entry['sha256'][:12])}" if entry["sha256"] else "in memory"
 
 
 def _method(report: MergeReport) -> str:
-    paper = f" ({_plain(report.paper)})" if report.paper else ""
+    linked = re.sub(r"arXiv (\d{4}\.\d{5})", r"[\g<0>](https://arxiv.org/abs/\1)", report.paper)
+    paper = f" ({_plain(linked)})" if linked else ""
     package = f" of the package {_code(report.package)}" if report.package else ""
-    again = "To make it again, give the same adapters in order:"
+    again = "To make it again, give the same adapters in order"
     if _refined(report):
-        again = "Single modules have options of their own. To make it again, from this folder:"
-    return f"Method `{report.method}`{package}{paper}. {again}"
+        again = "Single modules have options of their own. To make it again, from this folder"
+    elif all(entry.get("commit") for entry in report.inputs):
+        again = "To make it again"
+    recipe = " (the recipe is also in `gam_merge.json`, for `--config`)"
+    return f"Method `{report.method}`{package}{paper}. {again}{recipe}:"
 
 
 def _refined(report: MergeReport) -> bool:
@@ -128,8 +170,7 @@ def _command(report: MergeReport) -> str:
     options = dict(report.options)
     used = map(repr, options.pop("weights"))
     # Labels count adapters of one name; the folders or files themselves do not.
-    sources = [entry["source"] or entry["name"] for entry in report.inputs]
-    words = ["gam-merge", *(_plain(PurePath(source).name) for source in sources), "-o", "OUT"]
+    words = ["gam-merge", *map(_argument, report.inputs), "-o", "OUT"]
     words += ["--method", options.pop("method"), f"--weights={','.join(used)}"]
     words += ["--dtype", report.dtype]
     options.pop("dtype")
@@ -148,6 +189,11 @@ def _command(report: MergeReport) -> str:
     return shlex.join(words)
 
 
+def _argument(entry: Mapping[str, Any]) -> str:
+    source = entry["source"] or entry["name"]
+    return _plain(source if entry.get("commit") else PurePath(source).name)
+
+
 def _numbers(adapter: Adapter) -> Iterator[str]:
     report: MergeReport = adapter.report
     ranks = sorted({module.rank for module in adapter.modules.values()})
@@ -159,6 +205,41 @@ def _numbers(adapter: Adapter) -> Iterator[str]:
     )
     yield f"- {_percent(report.energy_kept)} of the exact merge's squared norm fits this rank."
     yield f"- Change from rounding to {report.dtype}: {_percent(report.rounding_error)}."
+
+
+def _kinds_table(report: MergeReport) -> str:
+    """Return the report's modules by the last part of their names."""
+    kinds: dict[str, list[ModuleReport]] = {}
+    for module in report.modules:
+        kinds.setdefault(module.name.rpartition(".")[2], []).append(module)
+    head = ("Modules", "Count", "Rank", "Size", "Least energy kept", "Most change from rounding")
+    rows = [
+        (
+            _code(kind),
+            str(len(modules)),
+            _range([module.rank for module in modules], str),
+            _range([module.norm_ratio for module in modules], _number),
+            _percent(min(_finite([module.energy_kept for module in modules]))),
+            _percent(max(_finite([module.rounding_error for module in modules]))),
+        )
+        for kind, modules in sorted(kinds.items())
+    ]
+    return _table([head, ("---", *["---:"] * 5), *rows])
+
+
+def _range(values: Sequence[_N], text: Callable[[_N], str]) -> str:
+    known = _finite(values)
+    low, high = text(min(known)), text(max(known))
+    return low if low == high else f"{low} to {high}"
+
+
+def _finite(values: Sequence[_N]) -> Sequence[_N]:
+    """Return the values that are numbers; all of them if none is."""
+    return [value for value in values if math.isfinite(value)] or values
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _usage(adapter: Adapter, base: Any) -> str:
@@ -175,7 +256,8 @@ def _usage(adapter: Adapter, base: Any) -> str:
             f"from transformers import {model}",
             "",
             f"model = {model}.from_pretrained({json.dumps(_plain(name))})",
-            'model = PeftModel.from_pretrained(model, "path/to/this/folder")',
+            'adapter = "path/to/this/folder"  # or the name of this repository on the Hub',
+            "model = PeftModel.from_pretrained(model, adapter)",
         ),
     ]
     fitting = [allowed for allowed in _VLLM_RANKS if allowed >= rank]
@@ -183,7 +265,7 @@ def _usage(adapter: Adapter, base: Any) -> str:
         words = ["vllm", "serve", _plain(name), "--enable-lora"]
         words += ["--max-lora-rank", str(fitting[0])]
         words += ["--lora-modules", "merged=path/to/this/folder"]
-        parts += ["With vLLM:", _block("bash", shlex.join(words))]
+        parts += ["With vLLM (its path may be that name, too):", _block("bash", shlex.join(words))]
     return "\n\n".join(parts)
 
 

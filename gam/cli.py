@@ -7,6 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,10 +32,15 @@ from gam.terminal import (
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter
+    from gam.hub.push import Pushed
     from gam.plan import Plan
 
 # Parameters of methods that have a flag of their own; the others go through -p.
 _PARAMETER_FLAGS = ("reference", "density")
+
+# Flags that say how to push, and all that may be given to push without a merge.
+_HUB_FLAGS = ("private", "revision", "create_pr", "commit_message", "allow_foreign_repo")
+_PUSHING = {"adapters", "output", "repo", "as_json", "quiet", *_HUB_FLAGS}
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -46,6 +52,8 @@ Examples:
   gam-merge math-lora user/code-lora@v2 -o merged
   gam-merge math-lora code-lora --dry-run
   gam-merge --config merged/gam_merge.json -o again
+  gam-merge math-lora code-lora -o merged --push-to-hub user/merged --private
+  gam-merge -o merged --push-to-hub user/merged
 
 An ADAPTER is a folder that PEFT saved, a .safetensors file, or an adapter on the Hub:
 user/name[@revision][:folder], with hf:// before it where a local path has that name. The
@@ -126,6 +134,7 @@ _output = partial(click.option, cls=Option, heading="Output")
 _mixing = partial(click.option, cls=Option, heading="How to merge")
 _size = partial(click.option, cls=Option, heading="Size and precision of the result")
 _input = partial(click.option, cls=Option, heading="What to accept")
+_hub = partial(click.option, cls=Option, heading="The Hub")
 _show = partial(click.option, cls=Option, heading="What to show")
 
 
@@ -216,6 +225,25 @@ _show = partial(click.option, cls=Option, heading="What to show")
     help="Merge what is there now where it is not what the gam_merge.json of --config recorded.",
 )
 @_input("--allow-pickle", is_flag=True, help="Read .bin files (tensors only; no code is run).")
+@_hub(
+    "--push-to-hub",
+    "repo",
+    metavar="USER/NAME",
+    help="Push OUT to this repository on the Hub; without an ADAPTER, the merge that is in OUT.",
+)
+@_hub("--private", is_flag=True, help="Make a new repository private.")
+@_hub("--revision", metavar="BRANCH", help="Push to this branch; it is made if it is not there.")
+@_hub("--create-pr", is_flag=True, help="Open a pull request in place of changing the branch.")
+@_hub(
+    "--commit-message",
+    metavar="TEXT",
+    help="What the commit is called.  [default: what was merged and how]",
+)
+@_hub(
+    "--allow-foreign-repo",
+    is_flag=True,
+    help="Also push to a repository that holds anything but the result of a merge.",
+)
 @_show("--json", "as_json", is_flag=True, help="Print one JSON object in place of text.")
 @_show("--quiet", is_flag=True, help="Print only warnings and errors.")
 @_show(
@@ -242,20 +270,39 @@ def main(
     config: str | None,
     allow_changes: bool,
     assigned: list[tuple[str, str]],
+    repo: str | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
     """Merge LoRA adapters of one base model into a single LoRA adapter."""
-    if not adapters and config is None:
+    hub = {name: options.pop(name) for name in _HUB_FLAGS}
+    wanted = [name for name in _HUB_FLAGS if _is_given(ctx, name)]
+    if wanted and repo is None:
+        flag = f"--{wanted[0].replace('_', '-')}"
+        raise click.UsageError(f"{flag}: this is for pushing; give --push-to-hub too.", ctx)
+    others = [name for name in ctx.params.keys() - _PUSHING if _is_given(ctx, name)]
+    merging = bool(adapters) or config is not None
+    if not merging and (repo is None or others):
         raise click.MissingParameter(ctx=ctx, param=ctx.command.params[0])
-    if output is None and not dry_run:
+    if output is None and not (dry_run and merging):
         raise click.UsageError("Missing option '-o' / '--output' (or --dry-run).", ctx)
     flags = {name: options.pop(name) for name in _PARAMETER_FLAGS}
     params = _parameters(flags, assigned, taken=options)
     given = {name: value for name, value in options.items() if _is_given(ctx, name)}
 
     settle_client(quiet)
+    from gam.hub.push import Target, check_target, push_folder
+
+    target = Target(repo, **hub) if repo is not None else None
+    if not merging and target is not None and output is not None:
+        pushed = push_folder(output, target)
+        if as_json:
+            record = {"output": str(Path(output).resolve()), "pushed": asdict(pushed)}
+            click.echo(json.dumps(record, indent=2))
+        elif not quiet:
+            click.echo(_pushed_text(pushed))
+        return
     from gam.files import REPORT_NAME
     from gam.load import input_files
     from gam.merge import execute
@@ -266,6 +313,8 @@ def main(
     inputs = recipe.inputs(adapters)
     if output is not None:
         check_output(output, overwrite=overwrite, inputs=input_files(inputs))
+    if target is not None:
+        check_target(target)
     plan = recipe.plan(inputs, allow_changes=allow_changes, **given, **params)
     if dry_run:
         if as_json:
@@ -281,11 +330,16 @@ def main(
     folder = merged.save(output, overwrite=overwrite)
     for warning in merged.report.warnings:
         click.echo(f"Warning: {shown(warning)}", err=True)
-    if as_json:
-        record = json.loads((folder / REPORT_NAME).read_text("utf-8"))
-        click.echo(json.dumps({"output": str(folder), **record}, indent=2))
-    elif not quiet:
+    if not (as_json or quiet):
         click.echo("\n".join(_result_text(merged, output)))
+    record = json.loads((folder / REPORT_NAME).read_text("utf-8")) if as_json else {}
+    if target is not None:
+        pushed = push_folder(output, target)
+        record = {"pushed": asdict(pushed), **record}
+        if not (as_json or quiet):
+            click.echo(f"\n{_pushed_text(pushed)}")
+    if as_json:
+        click.echo(json.dumps({"output": str(folder), **record}, indent=2))
 
 
 def _is_given(ctx: click.Context, name: str) -> bool:
@@ -337,6 +391,12 @@ def _result_text(merged: Adapter, output: str) -> Iterator[str]:
     yield f"size           {number(report.norm_ratio)} of the mean size of the adapters"
     yield f"energy kept    {percent(report.energy_kept)} of the exact merge, at this rank"
     yield f"rounding       {percent(report.rounding_error)} change from writing {report.dtype}"
+
+
+def _pushed_text(pushed: Pushed) -> str:
+    if not pushed.changed:
+        return f"Nothing to push: {pushed.url} holds these files (commit {pushed.commit[:8]})"
+    return f"Pushed to {pushed.url} (commit {pushed.commit[:8]})"
 
 
 def _plan_text(plan: Plan) -> Iterator[str]:

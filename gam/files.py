@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from gam.config import CONFIG_NAME
+
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 REPORT_NAME = "gam_merge.json"
 CARD_NAME = "README.md"
+OWN_FILES = frozenset({WEIGHTS_NAME, PICKLE_NAME, CONFIG_NAME, REPORT_NAME, CARD_NAME})
 
 DTYPES = {  # the dtypes of an adapter, as safetensors calls them
     torch.float16: "F16",

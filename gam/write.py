@@ -20,10 +20,9 @@ import torch
 from gam.adapter import Adapter, Source
 from gam.config import CONFIG_NAME, output_config
 from gam.errors import GamError, OutputError
-from gam.files import CARD_NAME, DTYPES, PICKLE_NAME, REPORT_NAME, WEIGHTS_NAME, one_line
+from gam.files import CARD_NAME, DTYPES, OWN_FILES, REPORT_NAME, WEIGHTS_NAME, one_line
 
 _LONGEST_NAME = 255  # bytes, in every usual file system
-_OWN_FILES = frozenset({WEIGHTS_NAME, PICKLE_NAME, CONFIG_NAME, REPORT_NAME, CARD_NAME})
 
 
 def check_output(
@@ -236,7 +235,7 @@ def _check_replaceable(final: Path, where: str, overwrite: bool) -> None:
             f"output {where!r}: the folder exists. Pass --overwrite, or choose another one."
         )
     names = {entry.name for entry in os.scandir(final) if not entry.is_dir(follow_symlinks=False)}
-    other = sorted({entry.name for entry in os.scandir(final)} - (names & _OWN_FILES))
+    other = sorted({entry.name for entry in os.scandir(final)} - (names & OWN_FILES))
     if other or (names and CONFIG_NAME not in names):
         found = f"it holds {other[0]!r}" if other else f"it has no {CONFIG_NAME}"
         raise OutputError(

@@ -139,7 +139,8 @@ class Place:
 
     def files(self, repo: str, revision: str | None = None) -> dict[str, bytes]:
         """Return what a repository holds, without what the Hub itself put there."""
-        paths = HfApi().list_repo_files(repo, revision=revision)
+        listed = HfApi().model_info(repo, revision=revision).siblings or ()
+        paths = [sibling.rfilename for sibling in listed]
         return {
             path: Path(huggingface_hub.hf_hub_download(repo, path, revision=revision)).read_bytes()
             for path in paths
@@ -177,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
             if fault is not None:
                 fault.times -= 1
         self.halfway = fault is not None and fault.action == "halfway"
-        body = self._read_body()
+        body = self.body = self._read_body()
         if fault is not None and not (self.halfway and self.command == "GET"):
             self._misbehave(fault.action)
             return

@@ -15,18 +15,25 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-def ask(what: str, work: Callable[[], _T]) -> _T:
+def ask(
+    what: str,
+    work: Callable[[], _T],
+    error_type: type[GamError] = AdapterError,
+    hint: str = "",
+) -> _T:
     """Run code on the client, its errors as one line of ours.
 
     Args:
         what: What the line begins with.
         work: The code; errors of ours pass as they are.
+        error_type: What to raise.
+        hint: What the line ends with.
 
     Returns:
         What the code returns.
 
     Raises:
-        AdapterError: The client has raised; the token is not in it, nor in its causes.
+        GamError: The client has raised; the token is not in it, nor in its causes.
     """
     from huggingface_hub import constants
 
@@ -35,10 +42,10 @@ def ask(what: str, work: Callable[[], _T]) -> _T:
         return work()
     except GamError:
         raise
-    except faults() as error:
-        fault = _describe(error)
+    except faults() as caught:
+        fault = _describe(caught)
     # Raised here and not above: the client's error holds the request, and that the token.
-    raise AdapterError(f"{what}: {fault}")
+    raise error_type(f"{what}: {fault} {hint}".strip())
 
 
 def faults() -> tuple[type[Exception], ...]:
@@ -63,8 +70,7 @@ def _describe(error: Exception) -> str:
     """Return what went wrong and what to do, on one line and without the token."""
     from huggingface_hub import constants, errors, get_token
 
-    wrapped = (errors.LocalEntryNotFoundError, RuntimeError)
-    while isinstance(error, wrapped) and isinstance(error.__cause__, Exception):
+    while not isinstance(error, errors.HfHubHTTPError) and isinstance(error.__cause__, faults()):
         error = error.__cause__
     said, token = one_line(error).rstrip("."), get_token()
     if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
@@ -103,7 +109,7 @@ def _describe_status(error: HfHubHTTPError, logged_in: bool) -> str:
         return f"the Hub does not accept the login{said}. Run `hf auth login`, or correct HF_TOKEN."
     if status in (401, 404):
         return (
-            "no such file or folder, and no such repository on the Hub, unless it is private. "
+            "no such repository on the Hub, unless it is private, nor a local path of that name. "
             f"Check the name. {login} see a private one."
         )
     if status == 403:

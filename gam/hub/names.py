@@ -11,7 +11,8 @@ from typing import TypeAlias
 
 from gam.errors import AdapterError
 
-_REPO = r"(?P<repo>[a-zA-Z0-9][\w.-]*/[a-zA-Z0-9][\w.-]*)"
+_PART = r"\w(?:[\w.-]*\w)?"
+_REPO = rf"(?P<repo>{_PART}/{_PART})"
 _NAME = re.compile(rf"{_REPO}(?:@(?P<revision>[^:]+))?(?::(?P<folder>.*))?", re.ASCII)
 # The client's own form, where a slash begins the folder.
 _URI = re.compile(
@@ -96,6 +97,12 @@ def parse_name(text: str) -> HubName | None:
         return None
     folder = str(PurePosixPath((found["folder"] or "").strip("/")))
     return HubName(found["repo"], found["revision"], "" if folder == "." else folder)
+
+
+def is_repo_name(text: str) -> bool:
+    """Tell whether the Hub allows a repository of this name, ``user/name``."""
+    found = re.fullmatch(_REPO, text, re.ASCII)
+    return found is not None and not re.search(r"--|\.\.|\.git$|/.{97}", text)
 
 
 def _is_there(path: str) -> bool:

@@ -70,6 +70,7 @@ def test_help_has_headings_and_a_sentence_for_every_option() -> None:
         "How to merge",
         "Size and precision of the result",
         "What to accept",
+        "The Hub",
         "What to show",
     ]
     assert "Examples:\n    gam-merge math-lora code-lora -o merged\n" in result.stdout
@@ -96,7 +97,8 @@ def test_flags_are_those_of_the_contract() -> None:
         ),
         *("--uniform-rank", "--dtype", "--alpha", "--allow-base-mismatch", "--allow-pickle"),
         *("--config", "--allow-changes"),
-        *("--json", "--quiet", "--list-methods", "--version"),
+        *("--push-to-hub", "--private", "--revision", "--create-pr", "--commit-message"),
+        *("--allow-foreign-repo", "--json", "--quiet", "--list-methods", "--version"),
     }
 
 
@@ -175,7 +177,6 @@ def test_list_methods() -> None:
             "rank: got 'big', expected a whole number above 0, 'max', 'sum' or 'energy=X' with X "
             "above 0 and at most 1, such as energy=0.99",
         ),
-        ([SORT, "-o", "out", "--push-to-hub", "a/b"], "No such option '--push-to-hub'."),
     ],
     ids=lambda value: " ".join(value[1:])[:40] if isinstance(value, list) else "",
 )

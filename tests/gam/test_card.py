@@ -3,17 +3,20 @@
 import dataclasses
 import inspect
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from huggingface_hub import ModelCard
 
-from gam import card, merge, merge_adapters
+from gam import Adapter, card, merge, merge_adapters
 from gam.cli import main
 
 ADAPTERS = Path(__file__).resolve().parents[2] / "examples" / "adapters"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PATHS = [ADAPTERS / name for name in ("reverse", "sort", "rotate")]
 
 
@@ -22,6 +25,17 @@ def front_matter(text: str) -> dict[str, Any]:
     assert head == ""
     assert body.startswith("\n# ")
     return yaml.safe_load(opening)
+
+
+def from_hub(merged: Adapter, base: str | None, repos: Sequence[str]) -> Adapter:
+    """Return a merge as if its first adapters had come from the Hub."""
+    hub = [{"source": f"{repo}@{COMMIT}:x y", "commit": COMMIT} for repo in repos]
+    kept = [{} for _ in merged.report.inputs[len(repos) :]]
+    inputs = [
+        {**entry, **new} for entry, new in zip(merged.report.inputs, [*hub, *kept], strict=True)
+    ]
+    report = dataclasses.replace(merged.report, inputs=inputs)
+    return dataclasses.replace(merged, config={"base_model_name_or_path": base}, report=report)
 
 
 def command(text: str) -> list[str]:
@@ -54,11 +68,38 @@ def test_a_base_stays_text_in_yaml(base: str) -> None:
     assert front_matter(card.model_card(merged))["base_model"] == base
 
 
+def test_the_front_matter_is_what_the_client_would_write() -> None:
+    merged = merge_adapters(PATHS)
+    for base in ("gam-merge/tiny-llama", "01-ai/Yi-6B", "gpt2", None):
+        for repos in ([], ["me/a"], ["me/a", "me/b", "me/a"]):
+            text = card.model_card(from_hub(merged, base, repos))
+            assert str(ModelCard(text)) == text
+
+
+def test_adapters_on_the_hub_are_linked() -> None:
+    text = card.model_card(from_hub(merge_adapters(PATHS), "org/base", ["me/a", "me/b", "me/a"]))
+    assert front_matter(text)["base_model"] == ["org/base", "me/a", "me/b"]
+    assert "[`org/base`](https://huggingface.co/org/base)" in text
+    link = f"[`me/a:x y`](https://huggingface.co/me/a/tree/{COMMIT}/x%20y) at `{COMMIT[:12]}`"
+    assert text.count(link) == 2
+    assert f"'me/a@{COMMIT}:x y' 'me/b@{COMMIT}:x y'" in text
+
+
+def test_the_table_has_every_module() -> None:
+    merged = merge_adapters(PATHS)
+    text = card.model_card(merged)
+    table = text.split("| Modules | Count |")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table]
+    assert sum(int(row[1]) for row in cells) == len(merged.modules)
+    kinds = {name.rpartition(".")[2] for name in merged.modules}
+    assert [row[0] for row in cells] == [f"`{kind}`" for kind in sorted(kinds)]
+
+
 def test_text_has_no_paths_and_is_the_same_each_time() -> None:
     text = card.model_card(merge_adapters(PATHS))
     assert text == card.model_card(merge_adapters(PATHS))
     assert str(ADAPTERS) not in text
-    row = "| `reverse` | 0.3333 | 14 | 8 | `"
+    row = "| `reverse` | 0.3333 | 14 | 8 | SHA-256 `"
     assert row in text
     assert "arXiv 2606.00357" in text
     assert "AutoModelForCausalLM" in text

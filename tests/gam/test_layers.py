@@ -113,6 +113,7 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
         ("gam.plan", ("gam.recipe", "gam.write", "gam.merge", "gam.card")),
         ("gam.hub.names", ("huggingface_hub", "torch")),
         ("gam.hub.download", ("huggingface_hub", "gam_kernels", "gam.read", "gam.card")),
+        ("gam.hub.push", ("huggingface_hub", "gam_kernels", "gam.read", "gam.write", "gam.card")),
         ("gam.load", ("huggingface_hub", "gam_kernels", "gam.write", "gam.plan", "gam.card")),
         ("gam.batches", ("gam.write", "gam.merge", "gam.card")),
         ("gam.merge", ("gam.card", "gam.pda")),

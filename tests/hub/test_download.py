@@ -8,6 +8,8 @@ import pytest
 import torch
 from hub_server import TOKEN, Hub, Place, contents
 from huggingface_hub import constants
+from hypothesis import given
+from hypothesis import strategies as st
 from support import assert_refused, make_adapter, make_tensors
 
 from gam import AdapterError, load_adapter, merge_adapters
@@ -56,6 +58,19 @@ def test_names(text: object, name: HubName | None) -> None:
 @pytest.mark.parametrize("name", ["u/n", "u/n@v1", "u/n@refs/pr/3:a/b", "u/n:a"])
 def test_a_name_is_read_as_it_is_written(name: str) -> None:
     assert str(hub_name(name)) == name
+
+
+PART = st.from_regex(r"[a-zA-Z0-9]([a-zA-Z0-9._-]{0,8}[a-zA-Z0-9])?", fullmatch=True)
+
+
+@given(PART, PART, st.none() | PART, st.lists(PART, max_size=2), st.booleans())
+def test_every_name_is_read_as_it_is_written(
+    user: str, name: str, revision: str | None, folder: list[str], forced: bool
+) -> None:
+    expected = HubName(f"{user}/{name}", revision, "/".join(folder))
+    if expected.repo.startswith("models/") and forced:
+        return
+    assert hub_name(f"{'hf://' if forced else ''}{expected}") == expected
 
 
 @pytest.mark.parametrize("text", ["hf://", "hf://n", "hf://datasets/u/n/x@", "hf://u/n@"])
@@ -233,7 +248,7 @@ def test_a_pinned_adapter_in_the_cache_asks_nobody(hub: Hub, place: Place, tmp_p
 
 def test_missing_things_are_named(place: Place, tmp_path: Path) -> None:
     repo = place.upload(make_adapter(tmp_path / "a"), "a", prefix="x/")
-    refused(f"{repo}-other", "no such file or folder, and no such repository on the Hub")
+    refused(f"{repo}-other", "no such repository on the Hub", "nor a local path")
     refused(f"{repo}@v9:x", "no such branch, tag or commit")
     refused(repo, "no adapter_config.json in the repository", f"Did you mean '{repo}:x'?")
     refused(f"{repo}:y", "no adapter_config.json in folder 'y'")
