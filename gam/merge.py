@@ -168,7 +168,10 @@ def _merge_modules(
     if isinstance(result, Rows):
         sides, product, exact, crossed = _approximate(result, modules[0], inputs)
     else:
-        sides, product, exact = (updates[0].left.side, updates[0].right.side), result, None
+        right = result.right_side or inputs[0].right.side
+        sides, product, exact = (updates[0].left.side, right), result, None
+        if result.right_side is not None:
+            crossed[1] = _inner_products(result.right_side, inputs[0].right.side)
     spectrum = decompose(sides[0], product, sides[1], modules[0].rank)
     if exact is None:
         exact = spectrum.values.square().sum(-1)
@@ -208,6 +211,13 @@ def _merge_modules(
         diagnostics = {name: values[row] for name, values in result.diagnostics.items()}
         reports.append(_module_report(plan, module, ranks[row], tallies[row], diagnostics))
     return factors, reports, tallies, result.warnings
+
+
+def _inner_products(one: Side, other: Side) -> torch.Tensor:
+    """Return the inner products of the columns of two sides, [m, q, q']."""
+    both = [[*a, *b] for a, b in zip(one.factors, other.factors, strict=True)]
+    raw, width = gram(both, other.dtype), one.gauge.shape[-2]
+    return one.gauge.mT @ raw[:, :width, width:] @ other.gauge
 
 
 def _restored(

@@ -122,6 +122,8 @@ class Product:
         right: [m, sum rho_i, q] coefficients over the right bases, or None.
         diagnostics: Name to one value per module, for the report.
         warnings: What the user should know, one line each, to the modules it is about.
+        right_side: What ``right`` refers to, where it is not the bases of the updates: a
+            merge may leave the input space of the adapters.
     """
 
     left: torch.Tensor | None
@@ -129,6 +131,7 @@ class Product:
     right: torch.Tensor | None
     diagnostics: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     warnings: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    right_side: Side | None = None
 
 
 @dataclass(frozen=True)

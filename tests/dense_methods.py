@@ -117,6 +117,14 @@ def ties(matrices, weights, density=0.2):
     return merged
 
 
+def knots_ties(deltas, weights, density=0.2):
+    """Section 4 of arXiv 2410.19735, with TIES between the aligned S V_i^T."""
+    u, s, vt = np.linalg.svd(np.hstack(deltas), full_matrices=False)
+    keep = s > 1e-7 * s[0]
+    aligned = np.split(s[keep, None] * vt[keep], len(deltas), axis=1)
+    return u[:, keep] @ ties(aligned, weights, density)
+
+
 def core_ties(pairs, weights, density=0.2):
     """Algorithm 1 of arXiv 2509.17786 on the factors, with TIES between the core matrices."""
     factors = [(b.double().numpy(), a.double().numpy()) for b, a in pairs]
@@ -171,6 +179,7 @@ METHODS = {
     "tsv": tsv,
     "iso_c": in_core_space(iso_c),
     "iso_cts": in_core_space(iso_cts),
+    "knots_ties": knots_ties,
     "ctm": ctm,
     "karcher": karcher,
     "multislerp": multislerp,

@@ -45,7 +45,7 @@ def formed(side, coefficients):
 
 
 def dense_product(updates, product):
-    left, right = updates[0].left.side, updates[0].right.side
+    left, right = updates[0].left.side, product.right_side or updates[0].right.side
     return (formed(left, product.left) @ product.core[0] @ formed(right, product.right).mT).numpy()
 
 

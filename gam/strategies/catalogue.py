@@ -106,6 +106,13 @@ BUILT_IN = (
         rank="sum",
     ),
     Strategy(
+        name="knots_ties",
+        function="gam.strategies.knots:knots_ties",
+        summary="KnOTS: bring all updates into one basis of the output side, TIES between them.",
+        paper="Stoica et al. 2025, Model Merging with SVD to Tie the Knots, arXiv:2410.19735",
+        params=(_DENSITY,),
+    ),
+    Strategy(
         name="core_ties",
         function="gam.strategies.core_ties:core_ties",
         summary="TIES on the small matrices of the updates in their core space.",

@@ -9,6 +9,7 @@ rotations of input and output, it may do to these.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -162,17 +163,20 @@ def ties_of(
     Returns:
         [m, p, q].
     """
-    votes = []
-    for matrix, weight in zip(matrices, weights, strict=True):
-        vote = weight * matrix
-        ordered = vote.abs().flatten(-2).sort(-1, descending=True).values
-        keep = [min(kept_entries(density, count), ordered.shape[-1]) for count in counts]
-        places = torch.tensor(keep, device=vote.device)[:, None]
-        limit = ordered.gather(-1, (places - 1).clamp_min(0)).masked_fill(places == 0, torch.inf)
-        votes.append(torch.where(vote.abs() >= limit[..., None], vote, 0.0))
-    sign = torch.stack(votes).sum(0).sign()
-    agree = [(vote.sign() == sign) & (sign != 0) for vote in votes]
-    total = torch.stack([v * a for v, a in zip(votes, agree, strict=True)]).sum(0)
-    shares = [abs(weight) * a for weight, a in zip(weights, agree, strict=True)]
-    share = torch.stack(shares).sum(0)
-    return total / torch.where(share > 0, share, 1.0)
+    votes = [weight * matrix for matrix, weight in zip(matrices, weights, strict=True)]
+    for vote in votes:
+        for module, count in zip(vote, counts, strict=True):
+            sizes = module.abs()
+            keep = min(kept_entries(density, count), sizes.numel())
+            if keep < sizes.numel():
+                place = sizes.numel() - keep + 1
+                limit = sizes.flatten().kthvalue(place).values if keep else torch.inf
+                module.masked_fill_(sizes < limit, 0.0)
+    sign = functools.reduce(torch.add, votes).sign_()
+    total, share = torch.zeros_like(sign), torch.zeros_like(sign)
+    for vote, weight in zip(votes, weights, strict=True):
+        vote.mul_(sign).clamp_min_(0)
+        total += vote
+        share.add_(vote.sign_(), alpha=abs(weight))
+    # Where nobody agrees the sum is zero: any positive share gives zero there.
+    return total.mul_(sign).div_(share.clamp_min_(min(map(abs, weights))))
