@@ -66,6 +66,7 @@ def model_card(adapter: Adapter) -> str:
         "## How",
         _method(report),
         "```bash\n" + _command(report) + "\n```",
+        *_other_methods(report),
         "## The result",
         "\n".join(_numbers(adapter)),
         _kinds_table(report),
@@ -161,6 +162,15 @@ def _refined(report: MergeReport) -> bool:
     """Tell whether the options cannot be given on a command line."""
     lists = any(isinstance(weight, list) for weight in report.options["weights"])
     return lists or any(module.settings for module in report.modules)
+
+
+def _other_methods(report: MergeReport) -> list[str]:
+    """Return a sentence on the methods of single modules, if any."""
+    named = [
+        f"`{name}`" + (f" ({_plain(paper)})" if paper else "")
+        for name, paper in report.papers.items()
+    ]
+    return [f"Single modules were merged by {', '.join(named)}."] if named else []
 
 
 def _command(report: MergeReport) -> str:

@@ -355,6 +355,7 @@ def _report(
     warnings: Mapping[str, Sequence[str]],
 ) -> MergeReport:
     names = [adapter.name for adapter in plan.adapters]
+    used = [module.settings.strategy for module in plan.modules]
     total = Tally.total(list(tallies.values()), names)
     inputs = [
         {
@@ -379,6 +380,7 @@ def _report(
         dtype=str(plan.dtype).removeprefix("torch."),
         modules=modules,
         skipped=plan.skipped,
+        papers={s.name: s.paper for s in used if s.name != plan.strategy.name},
         **total.figures(),
     )
     found = [*findings(report), *(located(text, where) for text, where in warnings.items())]

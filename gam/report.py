@@ -63,6 +63,7 @@ class MergeReport:
         dtype: Output dtype, such as "bfloat16".
         modules: One report per module, sorted by name.
         skipped: Names of modules of the adapters that are not in the result.
+        papers: Other methods that single modules were merged by, with their papers.
         norm_ratio: Frobenius norm over all modules, merged over the mean of the inputs'.
         cosines: Adapter label to the cosine over all modules together.
         energy_kept: As in `ModuleReport`, over all modules together.
@@ -83,6 +84,7 @@ class MergeReport:
     rounding_error: float
     warnings: Sequence[str] = ()
     skipped: Sequence[str] = ()
+    papers: Mapping[str, str] = field(default_factory=dict)
     package: str = ""
 
 

@@ -139,8 +139,11 @@ def test_the_command_gives_the_same_tensors(
 def test_the_command_for_options_of_modules_gives_the_same_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merge_adapters(PATHS, output=tmp_path / "first", modules={"*.mlp.*": {"rank": 3}})
-    words = command((tmp_path / "first" / "README.md").read_text())
+    modules = {"*.mlp.*": {"rank": 3}, "*.q_proj": {"method": "ties"}}
+    merge_adapters(PATHS, output=tmp_path / "first", modules=modules)
+    text = (tmp_path / "first" / "README.md").read_text()
+    assert "Single modules were merged by `ties` (Yadav et al. 2023, " in text
+    words = command(text)
     monkeypatch.chdir(tmp_path / "first")
     words = ["../second" if word == "OUT" else word for word in words]
     result = CliRunner().invoke(main, words[1:])
