@@ -113,6 +113,26 @@ class Adapter:
     report: Any = None
     inputs: Sequence[Source] = ()
 
+    def describe(self) -> dict[str, Any]:
+        """Return what records say of an adapter that goes into something.
+
+        Returns:
+            name, source (a name on the Hub has its commit in it), sha256, config_sha256,
+            commit (on the Hub), base_model, modules (how many) and ranks (those that occur,
+            sorted). What is not known is None.
+        """
+        source = self.source
+        return {
+            "name": self.name,
+            "source": source and source.name,
+            "sha256": source and source.sha256,
+            "config_sha256": source and source.config_sha256,
+            "commit": source and source.commit,
+            "base_model": self.config.get("base_model_name_or_path"),
+            "modules": len(self.modules),
+            "ranks": sorted({module.rank for module in self.modules.values()}),
+        }
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the tensors as PEFT names them, for a config with alpha = r everywhere.
 

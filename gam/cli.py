@@ -468,16 +468,7 @@ def _plan_record(plan: Plan, output: str | None) -> dict[str, Any]:
         "dtype": _dtype(plan),
         "output_bytes": plan.output_bytes,
         "inputs": [
-            {
-                "name": adapter.name,
-                "source": adapter.source and adapter.source.name,
-                "sha256": adapter.source and adapter.source.sha256,
-                "commit": adapter.source and adapter.source.commit,
-                "base_model": adapter.config.get("base_model_name_or_path"),
-                "weight": weight,
-                "modules": len(adapter.modules),
-                "ranks": sorted({module.rank for module in adapter.modules.values()}),
-            }
+            {**adapter.describe(), "weight": weight}
             for adapter, weight in zip(plan.adapters, plan.applied, strict=True)
         ],
         "modules": [

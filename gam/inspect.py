@@ -270,13 +270,8 @@ def _summarize(plan: Plan, modules: Sequence[ModuleGeometry]) -> Inspection:
 def _adapter(adapter: Adapter, modules: Sequence[ModuleGeometry]) -> dict[str, Any]:
     own = [m.updates[adapter.name] for m in modules if adapter.name in m.updates]
     return {
-        "name": adapter.name,
-        "source": adapter.source and adapter.source.name,
-        "sha256": adapter.source and adapter.source.sha256,
-        "base_model": adapter.config.get("base_model_name_or_path"),
-        "modules": len(own),
+        **adapter.describe(),
         "zero": sum(update.norm == 0 for update in own),
-        "ranks": sorted({update.rank for update in own}),
         "norm": math.hypot(*(update.norm for update in own)),
         "effective_rank": mean(update.effective_rank for update in own),
     }

@@ -164,9 +164,8 @@ class Inspection:
     """How adapters relate, before they are merged.
 
     Attributes:
-        adapters: One mapping each: name, source, sha256, base_model, modules (how many), zero
-            (in how many of them the update is zero), ranks (sorted list), norm and
-            effective_rank (mean over its modules).
+        adapters: One mapping each: what `Adapter.describe` returns, zero (in how many modules
+            the update is zero), norm and effective_rank (mean over the modules).
         pairs: Every two adapters, over all modules together.
         layers: In order.
         kinds: In order.

@@ -358,17 +358,7 @@ def _report(
     used = [module.settings.strategy for module in plan.modules]
     total = Tally.total(list(tallies.values()), names)
     inputs = [
-        {
-            "name": adapter.name,
-            "source": adapter.source.name if adapter.source else None,
-            "sha256": adapter.source.sha256 if adapter.source else None,
-            "config_sha256": adapter.source.config_sha256 if adapter.source else None,
-            "commit": adapter.source.commit if adapter.source else None,
-            "base_model": adapter.config.get("base_model_name_or_path"),
-            "weight": weight,
-            "modules": len(adapter.modules),
-            "ranks": sorted({module.rank for module in adapter.modules.values()}),
-        }
+        {**adapter.describe(), "weight": weight}
         for adapter, weight in zip(plan.adapters, plan.applied, strict=True)
     ]
     report = MergeReport(

@@ -199,7 +199,7 @@ def _limit(maps: Sequence[Sequence[Sequence[float]]]) -> float:
 
 def _draw_spectra(axes: Axes, inspection: Inspection) -> None:
     """Draw how the singular values of each adapter fall: the median, and the middle 80 %."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
     for index, entry in enumerate(inspection.adapters):
         curves = [
@@ -230,7 +230,9 @@ def _draw_spectra(axes: Axes, inspection: Inspection) -> None:
             label=_label(entry["name"]),
         )
     axes.set_yscale("log")
+    axes.set_ylim(bottom=min(0.09, axes.get_ylim()[0]))
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("singular values over the largest", loc="left", fontweight="bold")
     axes.set_xlabel("median over modules; band: the middle 80 %")

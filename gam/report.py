@@ -56,10 +56,8 @@ class MergeReport:
         method: Name of the strategy.
         paper: Its paper.
         options: Every option and parameter in force, by the name of its flag.
-        inputs: One mapping per adapter: name, source (a name on the Hub has its commit in it),
-            sha256, config_sha256, commit (on the Hub, or None), base_model, weight (as used;
-            None where modules differ), modules (how many), ranks (sorted list of the ranks
-            present).
+        inputs: One mapping per adapter: what `Adapter.describe` returns, and its weight (as
+            used; None where modules differ).
         dtype: Output dtype, such as "bfloat16".
         modules: One report per module, sorted by name.
         skipped: Names of modules of the adapters that are not in the result.

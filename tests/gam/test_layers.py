@@ -151,6 +151,15 @@ def test_one_package_talks_to_the_hub() -> None:
     assert {path.parent for path in users} == {package / "hub"}
 
 
+def test_an_inspection_needs_nothing_that_only_its_picture_does(tmp_path: Path) -> None:
+    adapters = [str(ROOT / "examples" / "adapters" / name) for name in ("sort", "rotate")]
+    code = f"from gam.inspect_cli import main\nmain({adapters!r}, standalone_mode=False)"
+    modules = imported_by(code + "\nprint()", tmp_path)
+    assert "gam.inspect" in modules
+    others = ("transformers", "peft", "huggingface_hub", "scipy", "matplotlib")
+    assert not layers(modules, "gam.pda", "gam.merge", "gam.plot", *others)
+
+
 def test_public_names_are_there() -> None:
     assert set(gam.__all__) <= set(dir(gam))
     for name in gam.__all__:

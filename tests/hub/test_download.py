@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import assert_refused, make_adapter, make_tensors
 
-from gam import AdapterError, load_adapter, merge_adapters
+from gam import AdapterError, inspect_adapters, load_adapter, merge_adapters
 from gam.hub.names import HubName, hub_name
 
 # What the client says to itself when it uploads through LFS.
@@ -104,6 +104,15 @@ def test_an_adapter_comes_from_the_hub(place: Place, tmp_path: Path) -> None:
     assert (source.sha256, source.config_sha256) == (here.source.sha256, here.source.config_sha256)
     stored = {path.name for path in (tmp_path / "cache").rglob("snapshots/*/*")}
     assert stored == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_an_adapter_on_the_hub_is_inspected(place: Place) -> None:
+    folder = EXAMPLES / "sort"
+    repo = place.upload(contents(folder), "sort")
+    there, here = inspect_adapters([repo, folder]).adapters
+    assert len(there["commit"]) == 40
+    assert here["commit"] is None
+    assert there["norm"] == here["norm"]
 
 
 def test_revisions_folders_and_uris(place: Place, tmp_path: Path) -> None:
