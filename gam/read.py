@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
+import mmap
 import os
 import pickle
 import re
@@ -59,6 +60,7 @@ _FOREIGN = (  # first match wins
         "Train it without modules_to_save, or save it with save_embedding_layers=False",
     ),
 )
+_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 _LARGEST = torch.finfo(torch.float32).max
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -103,7 +105,7 @@ def read_adapter(
         weights = _locate(Path(path), where, allow_pickle)
         config_path = weights.with_name(CONFIG_NAME)
         config = read_config(config_path, where) if os.path.lexists(config_path) else None
-        tensors, metadata = _load(weights, where)
+        tensors, metadata, digest = _load(weights, where)
         factors, alphas = _sort_tensors(tensors, where)
         scalings = _Scalings(config, metadata, alphas, alpha, where)
         modules = {
@@ -113,7 +115,7 @@ def read_adapter(
         source = Source(
             name=where,
             path=weights.absolute(),
-            sha256=_sha256(weights),
+            sha256=digest,
             config_sha256=None if config is None else _sha256(config_path),
             alpha=alpha if scalings.used_given_alpha else None,
         )
@@ -223,12 +225,7 @@ def _describe_missing(folder: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_config(path: Path, where: str) -> dict[str, Any]:
@@ -268,13 +265,19 @@ def _parse_object(data: str | bytes, what: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _load(weights: Path, where: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _load(weights: Path, where: str) -> tuple[dict[str, torch.Tensor], dict[str, str], str]:
+    """Return the tensors of a file, its metadata, and its SHA-256."""
     if weights.suffix in _PICKLE_SUFFIXES:
-        return _load_pickle(weights, where), {}
+        return _load_pickle(weights, where), {}, _sha256(weights)
     try:
-        with safe_open(weights, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-            return tensors, file.metadata() or {}
+        with safe_open(weights, framework="pt") as checked, weights.open("rb") as file:
+            # One mapping for both, which reads the disk once; private, so nothing is written.
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            tensors = {
+                key: _mapped(data, entry) if _fits(entry) else checked.get_tensor(key)
+                for key, entry in _header(data).items()
+            }
+            return tensors, checked.metadata() or {}, hashlib.sha256(data).hexdigest()
     except (SafetensorError, ValueError) as error:
         with weights.open("rb") as file:
             pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
@@ -284,6 +287,31 @@ def _load(weights: Path, where: str) -> tuple[dict[str, torch.Tensor], dict[str,
             f"adapter {where!r}: {weights.name!r} is not a complete safetensors file: "
             f"{reason}. {remedy}."
         ) from error
+
+
+def _header(data: mmap.mmap) -> dict[str, dict[str, Any]]:
+    """Return the entries of a safetensors file's header, their offsets from the file's start."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    entries: dict[str, dict[str, Any]] = json.loads(data[8:start])
+    entries.pop("__metadata__", None)
+    for entry in entries.values():
+        entry["data_offsets"] = [start + offset for offset in entry["data_offsets"]]
+    return entries
+
+
+def _fits(entry: Mapping[str, Any]) -> bool:
+    """Tell whether a tensor of an adapter can lie where it is in the file."""
+    start, stop = entry["data_offsets"]
+    dtype = _BY_NAME.get(entry["dtype"])
+    return dtype is not None and start < stop and start % dtype.itemsize == 0
+
+
+def _mapped(data: mmap.mmap, entry: Mapping[str, Any]) -> torch.Tensor:
+    start, stop = entry["data_offsets"]
+    dtype = _BY_NAME[entry["dtype"]]
+    count = (stop - start) // dtype.itemsize
+    flat = torch.frombuffer(data, dtype=dtype, count=count, offset=start)
+    return flat.view(entry["shape"])
 
 
 def _load_pickle(weights: Path, where: str) -> dict[str, torch.Tensor]:
