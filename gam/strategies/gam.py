@@ -43,14 +43,18 @@ class _Frame:
     Attributes:
         rotations: T_i, [m, rho_i, rho].
         mean: [m, sum rho_i, rho], the mean basis as coefficients over all bases.
-        gram: [m, rho, rho], the Gram matrix of the mean basis.
+        joint: [m, sum rho_i, sum rho_i], the Gram matrix of all bases.
         diagnostics: For the report.
     """
 
     rotations: list[torch.Tensor]
     mean: torch.Tensor
-    gram: torch.Tensor
+    joint: torch.Tensor
     diagnostics: dict[str, list[Any]]
+
+    def gram(self) -> torch.Tensor:
+        """Return the Gram matrix of the mean basis, [m, rho, rho]."""
+        return self.mean.mT @ self.joint @ self.mean
 
 
 def gam(
@@ -98,10 +102,11 @@ def gam(
     ]
     core = torch.stack(cores).sum(0)
     if retract:
-        root_left, root_right = inverse_root(left.gram), inverse_root(right.gram)
+        root_left, root_right = inverse_root(left.gram()), inverse_root(right.gram())
         core = root_left @ core @ root_right
     if match_norm:
-        size = torch.linalg.vecdot((left.gram @ core).flatten(-2), (core @ right.gram).flatten(-2))
+        inner = left.gram() @ core, core @ right.gram()
+        size = torch.linalg.vecdot(inner[0].flatten(-2), inner[1].flatten(-2))
         norms = [abs(w) * update.norm() for update, w in zip(updates, weights, strict=True)]
         wanted = torch.stack(norms).sum(0)
         # Cores that cancel leave only rounding noise, which must not be blown up.
@@ -142,7 +147,7 @@ def _align(bases: Sequence[Basis], shares: Sequence[float], chosen: int) -> _Fra
     if smallest:
         diagnostics["overlap_min"] = torch.stack(smallest).amin(0).tolist()
     mean = _mean(shares, rotations)
-    return _Frame(rotations, mean, mean.mT @ joint @ mean, diagnostics)
+    return _Frame(rotations, mean, joint, diagnostics)
 
 
 def _mean(shares: Sequence[float], rotations: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -190,7 +195,7 @@ def _consensus(bases: Sequence[Basis], shares: Sequence[float]) -> _Frame:
         "consensus_gap": gap.tolist(),
     }
     mean = _mean(shares, rotations)
-    return _Frame(rotations, mean, mean.mT @ joint @ mean, diagnostics)
+    return _Frame(rotations, mean, joint, diagnostics)
 
 
 def _warnings(diagnostics: dict[str, list[Any]]) -> dict[str, list[int]]:
