@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import os
 import sys
@@ -12,6 +14,8 @@ import click
 
 from gam.errors import GamError, OptionError
 
+# M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc, at the largest values it takes.
+_KEEP_MEMORY = {-1: 2**31 - 1, -3: 2**25}
 _OUT_OF_MEMORY = "not enough memory; free some, or do less at a time"
 
 
@@ -31,9 +35,14 @@ class Command(click.Command):
         """Run the command as the whole of a process; what the console scripts call.
 
         What importing torch makes stays until the end. To look through it for garbage, again
-        and again and once more at exit, would cost a third of a second.
+        and again and once more at exit, would cost a third of a second. Nor is memory given
+        back between one module and the next, where the C library lets one ask for that.
         """
         gc.disable()
+        with contextlib.suppress(AttributeError, OSError, TypeError):
+            allocator = ctypes.CDLL(None)
+            for option in _KEEP_MEMORY.items():
+                allocator.mallopt(*option)
         try:
             self()
         finally:
