@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from gam.plan import Plan
 
 # Parameters of methods that have a flag of their own; the others go through -p.
-_PARAMETER_FLAGS = ("reference", "density")
+_PARAMETER_FLAGS = ("reference", "density", "seed")
 
 # Flags that say how to push, and all that may be given to push without a merge.
 _HUB_FLAGS = ("private", "revision", "create_pr", "commit_message", "allow_foreign_repo")
@@ -190,6 +190,7 @@ _show = partial(click.option, cls=Option, heading="What to show")
 )
 @_flag("reference")
 @_flag("density")
+@_flag("seed")
 @_mixing(
     "-p",
     "assigned",

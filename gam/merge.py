@@ -34,7 +34,7 @@ from gam.report import (
     located,
 )
 from gam.signature import with_options_of
-from gam.threads import run
+from gam.threads import run, scratch
 from gam.updates import Product, Rows, Side, Update
 from gam.write import check_output
 from gam_kernels import gram
@@ -154,7 +154,8 @@ def _merge_modules(
     if plan.options["missing"] == "renormalize":
         total = sum(map(abs, weights))
         weights = [weight / total for weight in weights]
-    inputs = updates
+    names = [module.name for module in modules]
+    inputs = updates = [replace(update, modules=names) for update in updates]
     crossed = [update.side.gram for update in (inputs[0].left, inputs[0].right)]
     calibrated = plan.options["calibrate"] == "pico"
     if calibrated:
@@ -246,7 +247,7 @@ def _approximate(
         bases = [[getattr(u, side).dense(index) for u in updates] for side in ("left", "right")]
         # dW^T U: what each update does on this side, the strong directions longer.
         start = [v @ u.core[index].mT for u, v in zip(updates, bases[1], strict=True)]
-        matrix = Streamed(partial(result.rows, index), result.shape)
+        matrix = Streamed(partial(result.rows, index), result.shape, storage=scratch)
         left, right = low_rank(matrix, cap, start=torch.cat(start, dim=-1))
         lefts.append([left])
         rights.append([right])

@@ -88,6 +88,7 @@ class Update:
         core: [m, rho, rho] float64, square and of full rank; the LoRA scaling is inside.
         right: Basis of the input side, width k.
         rank: The nominal LoRA rank r >= rho in these modules.
+        modules: Names of the m modules; empty where nobody needs them.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Update:
     core: torch.Tensor
     right: Basis
     rank: int
+    modules: Sequence[str] = ()
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gam.strategies.base import Param, Strategy
 
 _DENSITY = Param(
@@ -16,6 +18,27 @@ _DENSITY = Param(
 _ISO = (
     "Marczak et al. 2025, No Task Left Behind: Isotropic Model Merging with Common and "
     "Task-Specific Subspaces, arXiv:2502.04959"
+)
+_COIN = replace(_DENSITY, help="Mean share of the entries that the draw keeps.")
+_EPSILON = Param(
+    "epsilon",
+    "float",
+    0.14,
+    "How far the probability of staying rises from the smallest entry of a row to the largest.",
+    minimum=0,
+    maximum=1,
+)
+_SEED = Param("seed", "int", 0, "Seed of the random draw.", minimum=0)
+_TIES = (
+    "Yadav et al. 2023, TIES-Merging: Resolving Interference When Merging Models, arXiv:2306.01708"
+)
+_DARE = (
+    "Yu et al. 2024, Language Models are Super Mario: Absorbing Abilities from Homologous Models "
+    "as a Free Lunch, arXiv:2311.03099"
+)
+_DELLA = (
+    "Deep, Bhardwaj and Poria 2024, DELLA-Merging: Reducing Interference in Model Merging through "
+    "Magnitude-Based Sampling, arXiv:2406.11617"
 )
 
 BUILT_IN = (
@@ -67,8 +90,61 @@ BUILT_IN = (
         name="ties",
         function="gam.strategies.ties:ties",
         summary="Trim each update to its largest entries, elect signs, average what agrees.",
-        paper="Yadav et al. 2023, TIES-Merging: Resolving Interference When Merging Models, "
-        "arXiv:2306.01708",
+        paper=_TIES,
+        params=(_DENSITY,),
+    ),
+    Strategy(
+        name="dare_linear",
+        function="gam.strategies.sparse:dare_linear",
+        summary="Drop entries at random, rescale the others, then average.",
+        paper=_DARE,
+        params=(_COIN, _SEED),
+    ),
+    Strategy(
+        name="dare_ties",
+        function="gam.strategies.sparse:dare_ties",
+        summary="Drop entries at random, rescale, elect signs, average what agrees.",
+        paper=f"{_DARE}; {_TIES}",
+        params=(_COIN, _SEED),
+    ),
+    Strategy(
+        name="della",
+        function="gam.strategies.sparse:della",
+        summary="As dare_ties, small entries dropped more often than large ones.",
+        paper=_DELLA,
+        params=(replace(_COIN, default=0.7), _EPSILON, _SEED),
+    ),
+    Strategy(
+        name="della_linear",
+        function="gam.strategies.sparse:della_linear",
+        summary="As dare_linear, small entries dropped more often than large ones.",
+        paper=_DELLA,
+        params=(replace(_COIN, default=0.7), _EPSILON, _SEED),
+    ),
+    Strategy(
+        name="breadcrumbs",
+        function="gam.strategies.sparse:breadcrumbs",
+        summary="Drop the largest and the smallest entries of each update, then add up.",
+        paper="Davari and Belilovsky 2023, Model Breadcrumbs: Scaling Multi-Task Model Merging "
+        "with Sparse Masks, arXiv:2312.06795",
+        params=(
+            replace(_DENSITY, help="Share of the entries of each update that are kept."),
+            Param(
+                "gamma",
+                "float",
+                0.01,
+                "Share of the entries of each update that are dropped, the largest ones.",
+                minimum=0,
+                maximum=1,
+            ),
+        ),
+        normalize=False,
+    ),
+    Strategy(
+        name="magnitude_prune",
+        function="gam.strategies.sparse:magnitude_prune",
+        summary="Trim each update to its largest entries, then average.",
+        paper="",
         params=(_DENSITY,),
     ),
     Strategy(

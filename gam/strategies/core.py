@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gam.strategies.ties import kept_entries
+from gam.strategies.entrywise import kept_entries
 from gam.updates import InexactError, Product, Side, Update
 
 # Eigenvalues of a Gram matrix of unit vectors below this are directions that some of them

@@ -83,7 +83,8 @@ def kth_magnitude(
         elif at_least < k:
             high = _neighbour(first, -math.inf, dtype)
         elif inside is not None:
-            return float(inside.kthvalue(inside.numel() + 1 - (k - above)).values)
+            place = inside.numel() - (k - above)
+            return float(np.partition(inside.cpu().numpy(), place)[place])
         else:
             low, high, widen = first, last, 64
     if low > high:
@@ -155,7 +156,7 @@ def _compare(
         return (
             int(np.count_nonzero(larger)),
             int(np.count_nonzero(between)),
-            lambda: torch.from_numpy(entries[between]),
+            lambda: torch.from_numpy(entries[np.flatnonzero(between)]),
         )
     above, inside = block > last, (block >= first) & (block <= last)
     return int(above.sum()), int(inside.sum()), lambda: block[inside]

@@ -34,13 +34,14 @@ class Matrix(Protocol):
 
 
 class Streamed:
-    """A `Matrix` that is given a block of rows at a time, and kept if it is small enough."""
+    """A `Matrix` that is given a block of rows at a time, and kept where there is room."""
 
     def __init__(
         self,
         rows: Callable[[int, int], torch.Tensor],
         shape: tuple[int, int],
         dense_bytes: int = 2**29,
+        storage: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         """Read nothing but the first row.
 
@@ -50,12 +51,15 @@ class Streamed:
                 product.
             shape: (d, k) of M.
             dense_bytes: The most memory in which M is kept rather than asked for again.
+            storage: ``storage(n, like)`` returns memory for n numbers of the dtype and on
+                the device of ``like``, of any contents; None allocates it anew.
         """
         self.shape = shape
         self.like = rows(0, 1)
         self.squared_norm = math.nan
         self._rows = rows
         self._dense: torch.Tensor | None = None
+        self._storage = storage or (lambda count, like: like.new_empty(count))
         self._kept = math.prod(shape) * self.like.element_size() <= dense_bytes
         height = block_rows(shape[1])
         self._blocks = [(a, min(a + height, shape[0])) for a in range(0, shape[0], height)]
@@ -65,7 +69,7 @@ class Streamed:
         if self._dense is not None:
             return self._dense @ x
         d, k = self.shape
-        dense = self.like.new_empty(d, k) if self._kept else None
+        dense = self._storage(d * k, self.like).view(d, k) if self._kept else None
         y = self.like.new_empty(d, x.shape[1])
         wide = self.like.new_empty(block_rows(k) * k, dtype=torch.float64)
         total = 0.0

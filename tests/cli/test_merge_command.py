@@ -96,7 +96,7 @@ def test_flags_are_those_of_the_contract() -> None:
             "--rank",
         ),
         *("--uniform-rank", "--dtype", "--alpha", "--allow-base-mismatch", "--allow-pickle"),
-        *("--config", "--allow-changes"),
+        *("--config", "--allow-changes", "--seed"),
         *("--push-to-hub", "--private", "--revision", "--create-pr", "--commit-message"),
         *("--allow-foreign-repo", "--json", "--quiet", "--list-methods", "--version"),
     }

@@ -19,18 +19,20 @@ from gam.updates import Rows
 settings.register_profile("methods", deadline=None, max_examples=15)
 settings.load_profile("methods")
 
-ALL = sorted(STRATEGIES)
-ELSEWHERE = {"gam", "ties"}
+RANDOM = {name for name, s in STRATEGIES.items() if any(p.name == "seed" for p in s.params)}
+"""Methods that draw by the names of adapters and modules, which the tests here make up."""
+ALL = sorted(set(STRATEGIES) - RANDOM)
+ELSEWHERE = {"gam", "ties", "magnitude_prune", "breadcrumbs"}
 """Methods with a dense form and a test file of their own."""
 ORDERED = {"gam"}
 """Methods for which the order of the adapters matters: the first may be the reference."""
-ENTRYWISE = {"ties"}
+ENTRYWISE = {"ties", "magnitude_prune", "breadcrumbs"}
 """Methods that look at single entries of the updates, so that rotations change the result."""
 HALF_ENTRYWISE = {"knots_ties"}
 """Methods that look at single entries on the input side only."""
 TRIMMING = {"ties", "knots_ties", "core_ties", "ctm"}
 """Methods that keep the largest entries of something; of the weights only the ratios matter."""
-SINGLE = set(ALL) - {*TRIMMING, "iso_c", "iso_cts"}
+SINGLE = set(ALL) - {*TRIMMING, *ENTRYWISE, "iso_c", "iso_cts"}
 """Methods that give a single adapter back as it is."""
 IDENTICAL = {
     **dict.fromkeys(("gam", "linear", "karcher", "multislerp"), lambda weights: sum(weights)),

@@ -6,60 +6,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from entries_support import dense, explicit, random_update, update, whole, whole_numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gam.errors import OptionError
 from gam.strategies import STRATEGIES
-from gam.strategies.ties import kept_entries, ties
+from gam.strategies.entrywise import kept_entries
+from gam.strategies.ties import ties
 from gam.updates import Basis, Side, Update
 from gam_kernels.select import block_rows
 from gam_kernels.sketch import Streamed, low_rank
-
-
-def update(left, right, name="a"):
-    """The update ``left @ right^T`` of one or more modules, its factors kept as they are."""
-    left, right = (torch.as_tensor(side).double() for side in (left, right))
-    if left.ndim == 2:
-        left, right = left[None], right[None]
-    m, _, r = left.shape
-    eye = torch.eye(r, dtype=torch.float64).expand(m, r, r)
-    sides = [
-        Basis(
-            Side([[part] for part in factor], factor.dtype, eye, factor.mT @ factor),
-            0,
-            slice(0, r),
-            eye,
-        )
-        for factor in (left, right)
-    ]
-    return Update(name, sides[0], eye, sides[1], r)
-
-
-def whole(basis):
-    return torch.stack([basis.dense(module) for module in range(len(basis.gauge))])
-
-
-def explicit(matrix, name="a"):
-    """An update of exactly these entries."""
-    matrix = torch.as_tensor(matrix).double()
-    return update(matrix, torch.eye(matrix.shape[1]), name)
-
-
-def random_update(d, k, r, seed, m=1):
-    generator = torch.Generator().manual_seed(seed)
-    return update(*(torch.randn(m, n, r, generator=generator, dtype=torch.float64) for n in (d, k)))
-
-
-def whole_numbers(d, k, seed):
-    """An update of small whole numbers, so that ties abound and sums are exact."""
-    generator = torch.Generator().manual_seed(seed)
-    return explicit(torch.randint(-4, 5, (d, k), generator=generator))
-
-
-def dense(item, module=0):
-    left, right = item.left.dense(module), item.right.dense(module)
-    return (left @ item.core[module] @ right.mT).numpy()
 
 
 def merge(updates, weights, density, dtype=torch.float64, module=0):
