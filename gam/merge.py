@@ -216,9 +216,12 @@ def _merge_modules(
 
 def _inner_products(one: Side, other: Side) -> torch.Tensor:
     """Return the inner products of the columns of two sides, [m, q, q']."""
-    both = [[*a, *b] for a, b in zip(one.factors, other.factors, strict=True)]
-    raw, width = gram(both, other.dtype), one.gauge.shape[-2]
-    return one.gauge.mT @ raw[:, :width, width:] @ other.gauge
+    columns = (
+        [torch.cat([factor.to(other.dtype) for factor in module], dim=-1) for module in factors]
+        for factors in (one.factors, other.factors)
+    )
+    raw = torch.stack([a.mT @ b for a, b in zip(*columns, strict=True)])
+    return one.gauge.mT @ raw.to(one.gauge.dtype) @ other.gauge
 
 
 def _restored(

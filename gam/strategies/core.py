@@ -26,6 +26,8 @@ _NOISE = 1e-7
 # What float32 Gram matrices determine well enough for half-precision results.
 _FLOAT32_GRAM = 1e-4
 _FLOAT32_VALUES = 1e-3
+# Entries that are looked at to guess the k-th largest of many.
+_SAMPLE = 4096
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def spectrum(
 
 
 def ties_of(
-    matrices: Sequence[torch.Tensor],
+    votes: Sequence[torch.Tensor],
     weights: Sequence[float],
     density: float,
     counts: Sequence[int],
@@ -155,23 +157,19 @@ def ties_of(
     """Return the TIES merge of small matrices, by the rules of `gam.strategies.ties`.
 
     Args:
-        matrices: One per adapter, [m, p, q].
-        weights: One per adapter; they vote, and the mean is over those that agree.
+        votes: One per adapter, [m, p, q], its weight multiplied in. Overwritten.
+        weights: One per adapter; the mean is over those that agree.
         density: Share of the entries that is kept.
         counts: How many entries each module has, those left out that stand for nothing.
 
     Returns:
         [m, p, q].
     """
-    votes = [weight * matrix for matrix, weight in zip(matrices, weights, strict=True)]
     for vote in votes:
         for module, count in zip(vote, counts, strict=True):
-            sizes = module.abs()
-            keep = min(kept_entries(density, count), sizes.numel())
-            if keep < sizes.numel():
-                place = sizes.numel() - keep + 1
-                limit = sizes.flatten().kthvalue(place).values if keep else torch.inf
-                module.masked_fill_(sizes < limit, 0.0)
+            keep = min(kept_entries(density, count), module.numel())
+            limit = _kth_largest(module.abs().flatten(), keep) if keep else torch.inf
+            torch.hardshrink(module, limit, out=module)
     sign = functools.reduce(torch.add, votes).sign_()
     total, share = torch.zeros_like(sign), torch.zeros_like(sign)
     for vote, weight in zip(votes, weights, strict=True):
@@ -180,3 +178,19 @@ def ties_of(
         share.add_(vote.sign_(), alpha=abs(weight))
     # Where nobody agrees the sum is zero: any positive share gives zero there.
     return total.mul_(sign).div_(share.clamp_min_(min(map(abs, weights))))
+
+
+def _kth_largest(values: torch.Tensor, k: int) -> float:
+    """Return the largest number below the k-th largest of [n] values that are not negative."""
+    if len(values) > 4 * _SAMPLE:
+        # A sample brackets the answer, so that most values need not be ordered. The odd step
+        # keeps it from taking only some columns.
+        sample = values[:: len(values) // _SAMPLE | 1].sort(descending=True).values
+        place, spread = k * len(sample) / len(values), 4 * len(sample) ** 0.5
+        upper = values[values >= sample[min(int(place + spread), len(sample) - 1)]]
+        between = upper[upper <= sample[max(int(place - spread), 0)]]
+        above = len(upper) - len(between)
+        if above < k <= len(upper):
+            values, k = between, k - above
+    kth = values.kthvalue(len(values) - k + 1).values
+    return float(torch.nextafter(kth, torch.zeros_like(kth)))

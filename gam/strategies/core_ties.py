@@ -40,9 +40,9 @@ def core_ties(updates: Sequence[Update], weights: Sequence[float], *, density: f
             core.frames, ([u.left for u in updates], [u.right for u in updates]), strict=True
         )
     )
-    matrices = [left.mT @ matrix @ right for matrix in core.matrices]
+    votes = [w * (left.mT @ x @ right) for w, x in zip(weights, core.matrices, strict=True)]
     counts = [height * width for height, width in core.sizes]
-    merged = ties_of(matrices, weights, density, counts)
+    merged = ties_of(votes, weights, density, counts)
     return Product(core.left @ left, merged, core.right @ right)
 
 

@@ -54,12 +54,11 @@ def ctm(
     sizes = torch.linalg.matrix_norm(weighted, keepdim=True)
     evened = weighted / sizes * (beta * sizes + (1 - beta) * sizes.mean(1, keepdim=True))
     left, right = _shared_bases(evened, rank)
-    coordinates = [left.mT @ matrix @ right for matrix in core.matrices]
+    terms = [w * (left.mT @ x @ right) for w, x in zip(weights, core.matrices, strict=True)]
     if rule == "ties":
         counts = [min(rank, height) * min(rank, width) for height, width in core.sizes]
-        merged = ties_of(coordinates, weights, density, counts)
+        merged = ties_of(terms, weights, density, counts)
     else:
-        terms = [w * x for w, x in zip(weights, coordinates, strict=True)]
         merged = torch.stack(terms).sum(0)
     return Product(core.left @ left, merged, core.right @ right)
 

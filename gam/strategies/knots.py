@@ -44,17 +44,19 @@ def knots_ties(updates: Sequence[Update], weights: Sequence[float], *, density: 
     alive = squares > _NOISE**2 * squares[..., -1:]
     vectors = vectors * alive.unsqueeze(-2)
     side = updates[0].right.side
+    left = vectors.mT @ core.frames[0]
     coefficients = [
-        side.gauge[..., u.right.span] @ (vectors.mT @ core.frames[0][..., u.left.span] @ u.core).mT
-        for u in updates
+        w * side.gauge[..., u.right.span] @ (left[..., u.left.span] @ u.core).mT
+        for u, w in zip(updates, weights, strict=True)
     ]
     factors = []
     for module, kept in enumerate(alive.sum(-1).tolist()):
         columns = torch.cat([factor.to(side.dtype) for factor in side.factors[module]], dim=-1)
-        aligned = [(columns @ small[module].to(side.dtype))[None] for small in coefficients]
-        merged = ties_of(aligned, weights, density, [kept * len(columns)])
+        votes = [(columns @ small[module].to(side.dtype))[None] for small in coefficients]
+        merged = ties_of(votes, weights, density, [kept * len(columns)])
         factors.append([merged[0]])
     identity = torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)
     identity = identity.expand_as(vectors)
-    own = Side(factors, side.dtype, identity, gram(factors, side.dtype))
+    # TIES may leave nothing of the weak rows, and only float64 copes with columns of zeros.
+    own = Side(factors, torch.float64, identity, gram(factors, torch.float64))
     return Product(core.left @ vectors, identity, None, right_side=own)
