@@ -189,6 +189,13 @@ BUILT_IN = (
         params=(_DENSITY,),
     ),
     Strategy(
+        name="knots_dare_ties",
+        function="gam.strategies.knots:knots_dare_ties",
+        summary="KnOTS with DARE between the aligned updates, signs elected as in TIES.",
+        paper="Stoica et al. 2025, Model Merging with SVD to Tie the Knots, arXiv:2410.19735",
+        params=(_COIN, _SEED),
+    ),
+    Strategy(
         name="core_ties",
         function="gam.strategies.core_ties:core_ties",
         summary="TIES on the small matrices of the updates in their core space.",

@@ -170,6 +170,16 @@ def ties_of(
             keep = min(kept_entries(density, count), module.numel())
             limit = _kth_largest(module.abs().flatten(), keep) if keep else torch.inf
             torch.hardshrink(module, limit, out=module)
+    return elect(votes, weights)
+
+
+def elect(votes: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """Return the mean, entry by entry, of the votes that agree with the sign of their sum.
+
+    Args:
+        votes: One per adapter, of one shape, its weight multiplied in. Overwritten.
+        weights: One per adapter.
+    """
     sign = functools.reduce(torch.add, votes).sign_()
     total, share = torch.zeros_like(sign), torch.zeros_like(sign)
     for vote, weight in zip(votes, weights, strict=True):

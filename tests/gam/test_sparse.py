@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from entries_support import dense, explicit, random_update, whole_numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import memory_adapter
+from updates_support import dense as dense_pair
+from updates_support import dense_product, factors, updates_of
 
 import gam.batches
 from gam import merge_adapters
 from gam.errors import OptionError
 from gam.strategies import STRATEGIES
 from gam.strategies.entrywise import kept_entries
+from gam.strategies.knots import knots_dare_ties
 from gam.strategies.sparse import (
     breadcrumbs,
     dare_linear,
@@ -346,3 +350,20 @@ def test_strategies():
     for name, value in (("density", 1.1), ("epsilon", -0.1), ("seed", 0.5), ("seed", -1)):
         with pytest.raises(OptionError, match=f"{name} of method 'della'"):
             STRATEGIES["della"].check({name: value}, [])
+
+
+@pytest.mark.parametrize("density", [0.0, 0.2, 0.7, 1.0])
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.7, -0.3)], ids=str)
+def test_dare_inside_knots_is_that_of_the_authors(weights, density):
+    """Section 4 of arXiv 2410.19735, DARE on the aligned S V_i^T, strongest row first."""
+    pairs = [factors(14, 20, 3, seed) for seed in range(2)]
+    items = [replace(update, modules=["m"]) for update in updates_of(pairs)]
+    u, s, vt = np.linalg.svd(np.hstack([dense_pair(*pair) for pair in pairs]))
+    aligned = np.split(s[:6, None] * vt[:6], 2, axis=1)
+    thinned = [
+        magprune(rows, density, uniform(3, "m", item.name, rows.shape))
+        for rows, item in zip(aligned, items, strict=True)
+    ]
+    expected = u[:, :6] @ elect(thinned, weights)
+    result = dense_product(items, knots_dare_ties(items, weights, density=density, seed=3))
+    assert np.abs(result - expected).max() <= 1e-9 * max(np.abs(expected).max(), 1e-300)
