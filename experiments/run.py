@@ -1,0 +1,150 @@
+"""Score all methods, and the candidates beside this file, on the deltas of finished worlds.
+
+    python experiments/run.py world-0 world-1 --split validation --write
+    python experiments/run.py --table
+
+Scores that results.jsonl has already are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # the candidates' package lies here
+
+RESULTS = HERE / "results.jsonl"
+MERGES: dict[str, dict[str, Any]] = {
+    "average": {"method": "linear", "rank": "sum"},
+    "sum": {"method": "task_arithmetic", "rank": "sum"},
+    "GAM": {"method": "gam"},
+    "GAM, retract": {"method": "gam", "retract": True},
+    "GAM, match_norm": {"method": "gam", "match_norm": True},
+    "GAM, consensus, match_norm": {"method": "gam", "match_norm": True, "reference": "consensus"},
+    "TIES": {"method": "ties", "rank": 96},
+    "KnOTS-TIES": {"method": "knots_ties", "rank": "sum"},
+    "core TIES": {"method": "core_ties", "rank": "sum"},
+    "CtM": {"method": "ctm"},
+    "TSV": {"method": "tsv", "rank": "sum"},
+    "Iso-C": {"method": "iso_c"},
+    "Iso-CTS": {"method": "iso_cts"},
+    "Karcher": {"method": "karcher", "rank": "sum"},
+    "multi-SLERP": {"method": "multislerp", "rank": "sum"},
+    "average, Pico": {"method": "linear", "rank": "sum", "calibrate": "pico"},
+    "TSV, Pico": {"method": "tsv", "rank": "sum", "calibrate": "pico"},
+    **{
+        f"{name}, size {size}": {"method": f"try_{method}", "size": size}
+        for name, method in (
+            ("average", "sum_sized"),
+            ("flattened average", "flat_sized"),
+            ("TSV", "tsv_sized"),
+            ("least squares", "fit_sized"),
+            ("GAM frame, own cores", "gam_own"),
+        )
+        for size in (1.0, 1.2)
+    },
+    **{f"least squares, ridge {r}": {"method": "try_fit", "ridge": r} for r in (0.03, 0.1, 0.3, 1)},
+}
+
+
+def score(world: Path, split: str, known: set[tuple[str, ...]]) -> Iterator[dict[str, Any]]:
+    """Yield a record for each merge of all families of a world that is not known."""
+    from gam import merge_adapters
+    from gam.pda.evaluate import adapted, estimate, score_answers
+    from gam.pda.generate import Generation, Local, load_model
+    from gam.pda.prompts import load_prompts
+
+    report = json.loads((world / "run" / "report.json").read_text("utf-8"))
+    recipe = report["recipe"]
+    prompts = load_prompts(str(world / f"{split}.jsonl"))
+    student = Local(*load_model(str(world / "student"), recipe["dtype"]))
+    settings = Generation(max_new_tokens=recipe["evaluation"]["max_new_tokens"], batch_size=1000)
+    deltas = {
+        (row["policy"], row["name"].removeprefix("delta ")): world / "run" / row["adapter"]
+        for row in report["rows"]
+        if row["kind"] == "delta"
+    }
+    for policy, order in report["order"].items():
+        adapters = {family: str(deltas[policy, family]) for family in order}
+        for name, options in MERGES.items():
+            case = {"world": str(recipe["seed"]), "policy": policy, "split": split, "merge": name}
+            if tuple(case.values()) in known:
+                continue
+            merged = merge_adapters(adapters, **options)
+            with adapted(student, merged) as answering:
+                rows = score_answers(answering, prompts, settings)
+            exact = estimate([row["exact"] for row in rows])
+            yield {
+                **case,
+                "options": options,
+                "exact": exact.mean,
+                "error": exact.error,
+                "questions": len(rows),
+                "norm_ratio": merged.report.norm_ratio,
+            }
+
+
+def table(records: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the means over worlds of each merge, and its difference to the average."""
+    columns = sorted({(r["split"], r["policy"]) for r in records})
+    heads = [f"{split}, {policy} seed" for split, policy in columns]
+    yield f"| merge | {' | '.join(f'{head} | over the average' for head in heads)} |"
+    yield f"| --- |{' ---: |' * (2 * len(heads))}"
+    for name in dict.fromkeys(r["merge"] for r in records):
+        cells = []
+        for column in columns:
+            found = {
+                r["world"]: r["exact"]
+                for r in records
+                if (r["split"], r["policy"]) == column and r["merge"] == name
+            }
+            base = {
+                r["world"]: r["exact"]
+                for r in records
+                if (r["split"], r["policy"]) == column and r["merge"] == "average"
+            }
+            cells.append(_cell(list(found.values())))
+            cells.append(_cell([found[w] - base[w] for w in found if w in base], "+"))
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def _cell(values: list[float], sign: str = "") -> str:
+    if not values:
+        return ""
+    mean = f"{100 * statistics.fmean(values):{sign}.1f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {100 * statistics.stdev(values) / math.sqrt(len(values)):.1f}"
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("worlds", nargs="*", type=Path)
+    parser.add_argument("--split", choices=["validation", "test"], default="validation")
+    parser.add_argument("--write", action="store_true", help="append to results.jsonl")
+    parser.add_argument("--table", action="store_true", help="print the table of all results")
+    options = parser.parse_args()
+    lines = RESULTS.read_text("utf-8").splitlines() if RESULTS.exists() else []
+    records = [json.loads(line) for line in lines]
+    known = {(r["world"], r["policy"], r["split"], r["merge"]) for r in records}
+    for world in options.worlds:
+        for record in score(world, options.split, known):
+            records.append(record)
+            print(json.dumps(record), flush=True)
+            if options.write:
+                with RESULTS.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+    if options.table:
+        print("\n".join(table(records)))
+
+
+if __name__ == "__main__":
+    main()
