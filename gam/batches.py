@@ -5,31 +5,35 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
-from gam.adapter import Adapter
+from gam.adapter import LowRank
+from gam.devices import moved
 from gam.plan import Plan, PlannedModule
 from gam.updates import InexactError, Update, from_factors, from_module
 
 _T = TypeVar("_T")
 _Use = Callable[[Sequence[PlannedModule], Sequence[Update]], _T]
 
-# Working memory of a batch of modules; large enough that Python's own cost disappears.
-_BATCH_BYTES = 64 * 2**20
+# Working memory of a batch of modules; large enough that Python's own cost disappears, and on
+# a GPU that of launching kernels.
+_BATCH_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
 
 
 def batches(plan: Plan) -> Iterator[list[PlannedModule]]:
     """Yield runs of modules that have shape, holders, ranks and settings in common."""
     alike: dict[Any, list[PlannedModule]] = defaultdict(list)
+    most = _BATCH_BYTES[plan.device.type]
     for module in plan.modules:
         key = module.shape, tuple(module.ranks.items()), module.rank, id(module.settings)
         alike[key].append(module)
     for (shape, ranks, rank, _), modules in alike.items():
         # The factors and the result, in float64.
         columns = sum(r for _, r in ranks) + (rank or 0)
-        size = max(1, _BATCH_BYTES // (8 * columns * sum(shape)))
+        size = max(1, most // (8 * columns * sum(shape)))
         for start in range(0, len(modules), size):
             yield modules[start : start + size]
 
@@ -50,48 +54,65 @@ def resolve(
         What ``use`` was called with and what it returned, for every module once.
     """
     adapters = {adapter.name: adapter for adapter in plan.adapters}
-    holders = [adapters[name] for name in modules[0].ranks]
+    names = list(modules[0].ranks)
+    batch = _Batch(
+        names,
+        [[moved(adapters[name].modules[m.name], plan.device) for name in names] for m in modules],
+        plan.backend,
+    )
+    left = list(range(len(modules)))
     done: list[tuple[Sequence[PlannedModule], _T]] = []
-    if fast and all(_is_half(a, m) for a in holders for m in modules):
+
+    def pass_on(dtype: torch.dtype) -> list[int]:
+        """Use what is safe in a precision; return what is not."""
+        updates, careful = batch.updates(left, dtype)
+        if updates:
+            unsafe = {left[index] for index in careful}
+            safe = [modules[index] for index in left if index not in unsafe]
+            done.append((safe, use(safe, updates)))
+        return [left[index] for index in careful]
+
+    if fast and batch.is_half():
         with suppress(InexactError):
-            modules = _resolve_safe(holders, use, modules, torch.float32, done)
-    for module in _resolve_safe(holders, use, modules, torch.float64, done):
-        names, b, a, scales = _load(holders, [module])
-        done.append(([module], use([module], from_module(names, b[0], a[0], scales[0]))))
+            left = pass_on(torch.float32)
+    if left:
+        left = pass_on(torch.float64)
+    for index in left:
+        done.append(([modules[index]], use([modules[index]], batch.careful_updates(index))))
     return done
 
 
-def _resolve_safe(
-    holders: Sequence[Adapter],
-    use: _Use[_T],
-    modules: Sequence[PlannedModule],
-    dtype: torch.dtype,
-    done: list[tuple[Sequence[PlannedModule], _T]],
-) -> list[PlannedModule]:
-    """Pass on the modules whose Gram matrices are safe in a precision; return the others."""
-    if not modules:
-        return []
-    updates, careful = from_factors(*_load(holders, modules), dtype)
-    if updates:
-        safe = [module for index, module in enumerate(modules) if index not in careful]
-        done.append((safe, use(safe, updates)))
-    return [modules[index] for index in careful]
+@dataclass(frozen=True)
+class _Batch:
+    """The factors of a batch of modules.
 
+    Attributes:
+        names: Labels of the adapters.
+        rows: For each module, the updates of the adapters.
+        backend: Of the operations on them.
+    """
 
-def _is_half(adapter: Adapter, module: PlannedModule) -> bool:
-    update = adapter.modules[module.name]
-    return update.lora_a.dtype.itemsize == update.lora_b.dtype.itemsize == 2
+    names: Sequence[str]
+    rows: Sequence[Sequence[LowRank]]
+    backend: str
 
+    def is_half(self) -> bool:
+        """Tell whether all factors are of half precision."""
+        tensors = (t for row in self.rows for u in row for t in (u.lora_a, u.lora_b))
+        return all(tensor.dtype.itemsize == 2 for tensor in tensors)
 
-def _load(
-    adapters: Sequence[Adapter], modules: Sequence[PlannedModule]
-) -> tuple[list[str], list[list[torch.Tensor]], list[list[torch.Tensor]], torch.Tensor]:
-    """Return what `from_factors` takes: labels, B and A of each module, scalings."""
-    updates = [[adapter.modules[module.name] for adapter in adapters] for module in modules]
-    scales = [[update.scale for update in row] for row in updates]
-    return (
-        [adapter.name for adapter in adapters],
-        [[update.lora_b for update in row] for row in updates],
-        [[update.lora_a for update in row] for row in updates],
-        torch.tensor(scales, dtype=torch.float64),
-    )
+    def updates(self, indices: Sequence[int], dtype: torch.dtype) -> tuple[list[Update], list[int]]:
+        """Return what `from_factors` does, of some of the modules."""
+        rows = [self.rows[index] for index in indices]
+        b, a = ([[getattr(u, key) for u in row] for row in rows] for key in ("lora_b", "lora_a"))
+        return from_factors(self.names, b, a, self._scales(rows), dtype, self.backend)
+
+    def careful_updates(self, index: int) -> list[Update]:
+        """Return what `from_module` does, of one module."""
+        row = self.rows[index]
+        b, a = [update.lora_b for update in row], [update.lora_a for update in row]
+        return from_module(self.names, b, a, self._scales([row])[0], self.backend)
+
+    def _scales(self, rows: Sequence[Sequence[LowRank]]) -> torch.Tensor:
+        scales = [[update.scale for update in row] for row in rows]
+        return torch.tensor(scales, dtype=torch.float64, device=rows[0][0].lora_b.device)

@@ -27,6 +27,7 @@ _DEFAULTS = {
     "scale": 1.0,
     "rank": None,
     "uniform_rank": False,
+    "device": "auto",
     "missing": "zero",
     "calibrate": "none",
     "alpha": None,

@@ -213,6 +213,12 @@ _show = partial(click.option, cls=Option, heading="What to show")
     default="auto",
     help="Number format of the result; auto is the widest of the inputs.",
 )
+@_mixing(
+    "--device",
+    metavar="auto|cpu|cuda[:N]",
+    default="auto",
+    help="Device to compute on; auto is the CPU for adapters from files.",
+)
 @_input(
     "--alpha",
     metavar="X",

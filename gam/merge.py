@@ -21,6 +21,7 @@ from gam.adapter import Adapter, LowRank
 from gam.batches import batches, resolve
 from gam.calibrate import pico
 from gam.config import output_config
+from gam.devices import moved, natural_device, wait, working_on
 from gam.errors import AdapterError, PluginError
 from gam.load import input_files
 from gam.plan import Given, Plan, PlannedModule, plan_merge
@@ -110,9 +111,10 @@ def execute(plan: Plan, progress: Callable[[int, int], None] | None = None) -> A
     reports: dict[str, ModuleReport] = {}
     tallies: dict[str, Tally] = {}
     warnings: dict[str, list[str]] = defaultdict(list)
-    merge = partial(_merge_modules, plan)
-    fast = plan.dtype != torch.float32
-    for done in run(partial(resolve, plan, merge, fast=fast), list(batches(plan))):
+    wait(plan.device)
+    home = natural_device(plan.adapters)
+    home = home if home == plan.device else torch.device("cpu")
+    for done in run(partial(_merge_batch, plan, home), list(batches(plan))):
         for modules, (factors, found_reports, found_tallies, found) in done:
             names = [module.name for module in modules]
             merged.update(zip(names, factors, strict=True))
@@ -140,6 +142,19 @@ def execute(plan: Plan, progress: Callable[[int, int], None] | None = None) -> A
         report=report,
         inputs=[source for source in sources if source is not None],
     )
+
+
+def _merge_batch(
+    plan: Plan, home: torch.device, modules: Sequence[PlannedModule]
+) -> list[tuple[Sequence[PlannedModule], _Merged]]:
+    """Merge a batch on the plan's device, and leave the merged factors at home."""
+    with working_on(plan.device):
+        fast = plan.dtype != torch.float32
+        done = resolve(plan, partial(_merge_modules, plan), modules, fast=fast)
+        return [
+            (some, ([moved(factors, home) for factors in merged[0]], *merged[1:]))
+            for some, merged in done
+        ]
 
 
 def _merge_modules(
@@ -261,15 +276,18 @@ def _approximate(
                 for factor, basis in zip((left, right), bases, strict=True)
             ]
         )
-    identity = torch.eye(lefts[0][0].shape[-1], dtype=torch.float64).expand(len(lefts), -1, -1)
+    like = updates[0].core
+    identity = torch.eye(lefts[0][0].shape[-1], dtype=like.dtype, device=like.device)
+    identity = identity.expand(len(lefts), -1, -1)
+    backend = updates[0].left.side.backend
     sides = [
-        Side(factors, torch.float64, identity, gram(factors, torch.float64))
+        Side(factors, torch.float64, identity, gram(factors, like.dtype, backend=backend), backend)
         for factors in (lefts, rights)
     ]
     return (
         (sides[0], sides[1]),
         Product(None, identity, None),
-        torch.tensor(norms, dtype=torch.float64),
+        like.new_tensor(norms),
         [torch.stack(side) for side in zip(*crossed, strict=True)],
     )
 
@@ -325,8 +343,11 @@ def _zeros(
     nothing = Tally()
     for module in modules:
         rank, (out, width) = module.rank or 1, module.shape
-        a = torch.zeros(rank, width, dtype=plan.dtype)
-        factors.append(LowRank(a, torch.zeros(out, rank, dtype=plan.dtype)))
+        a, b = (
+            torch.zeros(shape, dtype=plan.dtype, device=plan.device)
+            for shape in ((rank, width), (out, rank))
+        )
+        factors.append(LowRank(a, b))
         reports.append(_module_report(plan, module, rank, nothing, {}))
     return factors, reports, [nothing] * len(modules)
 

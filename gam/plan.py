@@ -15,6 +15,7 @@ from gam import strategies
 from gam.adapter import Adapter
 from gam.calibrate import CALIBRATIONS
 from gam.config import CONFIG_NAME
+from gam.devices import choose_device, natural_device
 from gam.errors import AdapterError, OptionError
 from gam.hub.download import HubAdapter
 from gam.hub.names import HubName, Place
@@ -66,6 +67,8 @@ class Plan:
         skipped: Names of modules that are left out: skipped, or held only by adapters whose
             weight is 0 there.
         dtype: Output dtype.
+        device: Where it is computed.
+        backend: Of the operations of `gam_kernels`.
     """
 
     adapters: Sequence[Adapter]
@@ -74,6 +77,8 @@ class Plan:
     modules: Sequence[PlannedModule]
     skipped: Sequence[str]
     dtype: torch.dtype
+    device: torch.device
+    backend: str = "auto"
 
     @property
     def applied(self) -> list[float | None]:
@@ -109,6 +114,7 @@ def plan_merge(
     missing: str = "zero",
     calibrate: str = "none",
     dtype: str = "auto",
+    device: str = "auto",
     alpha: float | None = None,
     allow_pickle: bool = False,
     allow_base_mismatch: bool = False,
@@ -137,6 +143,9 @@ def plan_merge(
         calibrate: A step before the method: "none", or "pico", which makes output directions
             that many adapters use shorter and the result as large as its inputs on average.
         dtype: Of the output: float32, bfloat16, float16, or auto, the widest of the inputs.
+        device: Where to compute: cpu, cuda, cuda:N, or auto, the CUDA device that all adapters
+            are on already, else the CPU. The merged factors are on the CPU, unless all
+            adapters were on that device.
         alpha: LoRA alpha of files that do not state one.
         allow_pickle: Read `.bin` files (weights only).
         allow_base_mismatch: Merge adapters that name different base models.
@@ -182,6 +191,7 @@ def plan_merge(
     if alpha is not None and not is_number(alpha):
         raise OptionError(f"alpha: got {alpha!r}, expected a finite number", "alpha")
 
+    wanted = choose_device(device)
     labels = _labels(adapters) if labels is None else labels
     own = {
         "method": method,
@@ -197,6 +207,7 @@ def plan_merge(
     if not allow_base_mismatch:
         _check_bases(list(_known_configs(found, labels)))
     loaded = list(run(partial(_open, alpha, allow_pickle), found, labels))
+    chosen = wanted or natural_device(loaded)
     _check_unchanged(loaded, expect or {})
     if alpha is not None and not any(a.source and a.source.alpha is not None for a in loaded):
         raise OptionError("alpha: every adapter states its own alpha; leave --alpha out", "alpha")
@@ -218,6 +229,7 @@ def plan_merge(
         "missing": missing,
         "calibrate": calibrate,
         "dtype": dtype,
+        "device": device,
         "alpha": alpha,
         "allow_pickle": allow_pickle,
         "allow_base_mismatch": allow_base_mismatch,
@@ -230,6 +242,7 @@ def plan_merge(
         modules=planned,
         skipped=sorted({*names} - {module.name for module in planned}),
         dtype=_output_dtype(present) if dtype == "auto" else _DTYPES[dtype],
+        device=chosen,
     )
 
 

@@ -74,7 +74,8 @@ class Command(click.Command):
         except MemoryError as error:
             raise click.ClickException(_OUT_OF_MEMORY) from error
         except RuntimeError as error:
-            if "allocate memory" not in str(error):  # how torch says it on a CPU
+            # How torch says it on a CPU, and on a GPU.
+            if not any(text in str(error) for text in ("allocate memory", "CUDA out of memory")):
                 raise
             raise click.ClickException(_OUT_OF_MEMORY) from error
 

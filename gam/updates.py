@@ -7,6 +7,7 @@ float64; the long factors stay as they are in their files.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,19 +34,21 @@ class Side:
         dtype: Working precision: float64, or float32 where that is enough.
         gauge: [m, p, q] float64; each adapter's columns of ``X @ gauge`` are orthonormal.
         gram: [m, q, q] float64, the Gram matrix of ``X @ gauge``.
+        backend: Of the operations of `gam_kernels` on all this.
     """
 
     factors: Sequence[Sequence[torch.Tensor]]
     dtype: torch.dtype
     gauge: torch.Tensor
     gram: torch.Tensor
+    backend: str = "auto"
 
     def form(
         self, coefficients: torch.Tensor | None, dtype: torch.dtype = torch.float64
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Return ``X @ gauge @ coefficients``, as `gam_kernels.combine` returns it."""
         small = self.gauge if coefficients is None else self.gauge @ coefficients
-        return combine(self.factors, small, self.dtype, dtype)
+        return combine(self.factors, small, self.dtype, dtype, backend=self.backend)
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ def from_factors(
     lora_a: Sequence[Sequence[torch.Tensor]],
     scales: torch.Tensor,
     dtype: torch.dtype = torch.float64,
+    backend: str = "auto",
 ) -> tuple[list[Update], list[int]]:
     """Return the updates of a batch of modules, as far as Gram matrices are safe.
 
@@ -182,6 +186,7 @@ def from_factors(
         lora_a: For each of m modules, the adapters' A, tensors [r_i, k].
         scales: [m, n] float64, the LoRA scaling of each.
         dtype: Working precision, float64 or float32.
+        backend: See `gam_kernels.resolve`.
 
     Returns:
         The updates of the modules for which they are safe, empty if there are none; and the
@@ -189,7 +194,7 @@ def from_factors(
     """
     sides = [lora_b, [[factor.mT for factor in module] for module in lora_a]]
     ranks = [factor.shape[1] for factor in lora_b[0]]
-    grams = [gram(factors, dtype) for factors in sides]
+    grams = [gram(factors, dtype, backend=backend) for factors in sides]
     spans = _spans(ranks)
     blocks = [[orthonormalize_gram(matrix[:, span, span]) for span in spans] for matrix in grams]
     # The lengths that the columns have when each b_j a_j is shared out evenly: a column far
@@ -219,7 +224,8 @@ def from_factors(
         gauges, coordinates = (
             [[block[safe] for block in side] for side in pair] for pair in (gauges, coordinates)
         )
-    return _assemble(names, ranks, sides, dtype, gauges, coordinates, cores, grams), careful
+    found = gauges, coordinates, cores, grams
+    return _assemble(names, ranks, sides, dtype, *found, backend), careful
 
 
 def from_module(
@@ -227,6 +233,7 @@ def from_module(
     lora_b: Sequence[torch.Tensor],
     lora_a: Sequence[torch.Tensor],
     scales: torch.Tensor,
+    backend: str = "auto",
 ) -> list[Update]:
     """Return the updates of one module, whatever the conditioning of its factors.
 
@@ -235,6 +242,7 @@ def from_module(
         lora_b: Their B, tensors [d, r_i].
         lora_a: Their A, tensors [r_i, k].
         scales: [n] float64.
+        backend: See `gam_kernels.resolve`.
 
     Returns:
         The updates that are not zero, as batches of one, every core square and of full rank.
@@ -249,11 +257,13 @@ def from_module(
     kept, ranks, lefts, cores, rights, *own = (list(c) for c in zip(*found, strict=True))
     sides = [[lefts], [rights]]
     coordinates = [[factor[None] for factor in side] for side in own]
-    identities = [torch.eye(len(core), dtype=core.dtype)[None] for core in cores]
-    grams = [gram(side, torch.float64) for side in sides]
+    identities = [
+        torch.eye(len(core), dtype=core.dtype, device=core.device)[None] for core in cores
+    ]
+    grams = [gram(side, torch.float64, backend=backend) for side in sides]
     batch = [core[None] for core in cores]
-    gauges = [identities, identities]
-    return _assemble(kept, ranks, sides, torch.float64, gauges, coordinates, batch, grams)
+    blocks = [identities, identities], coordinates, batch, grams
+    return _assemble(kept, ranks, sides, torch.float64, *blocks, backend)
 
 
 def _orthonormal_parts(
@@ -298,6 +308,7 @@ def _assemble(
     coordinates: Sequence[Sequence[torch.Tensor]],
     cores: Sequence[torch.Tensor],
     grams: Sequence[torch.Tensor],
+    backend: str,
 ) -> list[Update]:
     raw_spans = _spans([gauge.shape[-2] for gauge in gauges[0]])
     spans = _spans([core.shape[-1] for core in cores])
@@ -306,7 +317,7 @@ def _assemble(
         pairs = list(zip(raw_spans, blocks, strict=True))
         half = torch.cat([raw[..., span] @ block for span, block in pairs], dim=-1)
         whole = torch.cat([block.mT @ half[:, span] for span, block in pairs], dim=-2)
-        sides.append(Side(modules, dtype, block_diagonal(blocks), whole))
+        sides.append(Side(modules, dtype, block_diagonal(blocks), whole, backend))
     return [
         Update(
             name,
@@ -322,7 +333,8 @@ def _assemble(
 def among(updates: Sequence[Update]) -> list[Update]:
     """Return some of the updates of a batch as if there were no others."""
     spans = _spans([update.core.shape[-1] for update in updates])
-    columns = torch.cat([torch.arange(u.left.span.start, u.left.span.stop) for u in updates])
+    spanned = [range(u.left.span.start, u.left.span.stop) for u in updates]
+    columns = torch.tensor([*itertools.chain(*spanned)], device=updates[0].core.device)
     bases = []
     for side in ("left", "right"):
         old: list[Basis] = [getattr(update, side) for update in updates]
@@ -331,6 +343,7 @@ def among(updates: Sequence[Update]) -> list[Update]:
             old[0].side.dtype,
             block_diagonal([basis.gauge for basis in old]),
             old[0].side.gram[:, columns[:, None], columns],
+            old[0].side.backend,
         )
         bases.append(
             [Basis(new, index, span, old[index].gauge) for index, span in enumerate(spans)]

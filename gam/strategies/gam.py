@@ -140,7 +140,7 @@ def _align(bases: Sequence[Basis], shares: Sequence[float], chosen: int) -> _Fra
             identity = torch.eye(rank, dtype=joint.dtype, device=joint.device)
             rotations.append(identity.expand(joint.shape[0], rank, rank))
             continue
-        rotation, least = polar(basis.overlap(target))
+        rotation, least = polar(basis.overlap(target), backend=basis.side.backend)
         rotations.append(rotation)
         smallest.append(least)
     diagnostics: dict[str, list[Any]] = {}
@@ -178,7 +178,8 @@ def _consensus(bases: Sequence[Basis], shares: Sequence[float]) -> _Frame:
     frame = roots[:, None] * leading
     gap = values[..., -rank] - (values[..., -rank - 1] if sum(ranks) > rank else 0)
 
-    rotations = [polar(part)[0] for part in torch.split(joint @ frame, ranks, dim=-2)]
+    turn = partial(polar, backend=bases[0].side.backend)
+    rotations = [turn(part)[0] for part in torch.split(joint @ frame, ranks, dim=-2)]
     change = joint.new_full(joint.shape[:1], torch.inf)
     iterations = 0
     while iterations < _CONSENSUS_ITERATIONS and bool((change > _CONSENSUS_TOLERANCE).any()):
@@ -186,7 +187,7 @@ def _consensus(bases: Sequence[Basis], shares: Sequence[float]) -> _Frame:
         mean = _mean(shares, rotations)
         frame = mean @ inverse_root(mean.mT @ joint @ mean)
         previous = rotations
-        rotations = [polar(part)[0] for part in torch.split(joint @ frame, ranks, dim=-2)]
+        rotations = [turn(part)[0] for part in torch.split(joint @ frame, ranks, dim=-2)]
         moved = [(a - b).abs().amax((-2, -1)) for a, b in zip(rotations, previous, strict=True)]
         change = torch.stack(moved).amax(0)
     diagnostics: dict[str, list[Any]] = {

@@ -97,6 +97,7 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
     ("module", "absent"),
     [
         ("gam.adapter", ("safetensors", "gam_kernels", "gam.read", "gam.strategies")),
+        ("gam.devices", ("safetensors", "gam_kernels", "gam.read", "gam.strategies")),
         ("gam.report", ("torch", "safetensors", "gam_kernels")),
         ("gam.card", ("torch", "safetensors", "gam_kernels", "gam.strategies")),
         ("gam.read", ("gam_kernels", "gam.strategies", "gam.write", "gam.card")),
