@@ -24,21 +24,9 @@ def make_adapter(
     their subspaces, as those trained on one student do.
     """
     tensors = {}
-    for index, (name, (out, width)) in enumerate(modules(model, layers).items()):
-        common, own = (torch.Generator().manual_seed(1000 * s + index) for s in (999, seed))
-
-        def mix(*shape: int, common=common, own=own) -> torch.Tensor:
-            parts = [torch.randn(shape, generator=g) for g in (common, own)]
-            return (parts[0] + parts[1]) * 0.5**0.5
-
-        spectrum = torch.logspace(0, -1.7, rank) * 0.02
-        turn = torch.linalg.qr(torch.randn(rank, rank, generator=own)).Q
-        tensors[f"base_model.model.{name}.lora_A.weight"] = (mix(rank, width) / width**0.5).to(
-            dtype
-        )
-        tensors[f"base_model.model.{name}.lora_B.weight"] = (mix(out, rank) * spectrum @ turn).to(
-            dtype
-        )
+    for index, (name, shape) in enumerate(modules(model, layers).items()):
+        for letter, factor in zip("AB", make_factors(index, shape, rank, seed), strict=True):
+            tensors[f"base_model.model.{name}.lora_{letter}.weight"] = factor.to(dtype)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     suffixes = sorted({name.rsplit(".", 1)[1] for name in modules(model, layers)})
@@ -52,6 +40,22 @@ def make_adapter(
     }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     return folder
+
+
+def make_factors(
+    index: int, shape: tuple[int, int], rank: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A [rank, in] and B [out, rank] of a module, by its number and shape (out, in)."""
+    common, own = (torch.Generator().manual_seed(1000 * s + index) for s in (999, seed))
+
+    def mix(*shape: int) -> torch.Tensor:
+        parts = [torch.randn(shape, generator=g) for g in (common, own)]
+        return (parts[0] + parts[1]) * 0.5**0.5
+
+    spectrum = torch.logspace(0, -1.7, rank) * 0.02
+    turn = torch.linalg.qr(torch.randn(rank, rank, generator=own)).Q
+    out, width = shape
+    return mix(rank, width) / width**0.5, mix(out, rank) * spectrum @ turn
 
 
 def make_adapters(

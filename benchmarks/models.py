@@ -19,6 +19,15 @@ MODELS = {
     "tiny": (2, _decoder(64, 160, 64, 32)),
     "qwen3-8b": (36, _decoder(4096, 12288, 4096, 1024)),
     "llama-3-70b": (80, _decoder(8192, 28672, 8192, 1024)),
+    # One layer of Qwen3-30B-A3B's 128 experts, fused weights taken apart.
+    "qwen3-30b-a3b-experts": (
+        1,
+        {
+            f"mlp.experts.{expert}.{name}": shape
+            for expert in range(128)
+            for name, shape in (("gate_up_proj", (1536, 2048)), ("down_proj", (2048, 768)))
+        },
+    ),
 }
 
 

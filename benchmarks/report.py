@@ -1,4 +1,4 @@
-"""Print the README's performance table from results.jsonl; `--write` puts it into the README."""
+"""Print the README's performance tables from results.jsonl; `--write` puts it into the README."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
+OPERATIONS = ("gram", "combine", "polar", "entries", "resident gam")
+_DEFAULT = ("qwen3-8b", 16, 3)
+_IMPLS = {"op": "here", "torch": "batched torch", "copy": "copy of the bytes"}
 BEGIN, END = "<!-- benchmark table -->\n", "<!-- end of benchmark table -->\n"
 
 
@@ -18,6 +21,8 @@ def table(lines: list[str]) -> str:
     floors: dict[tuple[Any, ...], dict[str, Any]] = {}  # of each machine
     for line in lines:
         record = json.loads(line)
+        if record["op"] in OPERATIONS:
+            continue
         newest[_case(record), record["impl"], record["metric"]] = record
         if (record["impl"], record["metric"]) == ("floor", "cpu_s"):
             floors[_case(record), record["cpu"]] = record
@@ -48,6 +53,31 @@ def table(lines: list[str]) -> str:
     return "\n".join(rows) + "\n\nMedians. Measured on: " + "; ".join(machines) + ".\n"
 
 
+def operations(lines: list[str]) -> str:
+    """Return the table of the operations of gam_kernels, on CPUs and on GPUs."""
+    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    cases = {(*_DEFAULT, None): None}
+    for line in lines:
+        record = json.loads(line)
+        if record["op"] in OPERATIONS:
+            where = "CPU" if record["gpu"] is None else "GPU"
+            newest[_case(record), record["op"], where, record["impl"]] = record
+            cases[_case(record)] = None
+    columns = [(where, impl) for where in ("CPU", "GPU") for impl in _IMPLS]
+    head = [f"{where}: {_IMPLS[impl]}" for where, impl in columns]
+    rows = [
+        f"| adapters | operation | {' | '.join(head)} |",
+        f"| --- | --- |{' --- |' * len(head)}",
+    ]
+    for case in cases:
+        for op in OPERATIONS:
+            found = [newest.get((case, op, *column)) for column in columns]
+            cells = [f"{record['p50']:.3g} ms" if record else "not measured" for record in found]
+            rows.append(f"| {_words(case)} | {op} | {' | '.join(cells)} |")
+    machines = sorted({str(r["gpu"] or r["cpu"]) for r in newest.values()})
+    return "\n".join(rows) + f"\n\nMedians. Measured on: {'; '.join(machines) or 'nothing yet'}.\n"
+
+
 def _case(record: dict[str, Any]) -> tuple[Any, ...]:
     shape = record["shape"]
     return shape["model"], shape["rank"], shape["adapters"], shape.get("layers")
@@ -61,7 +91,8 @@ def _words(case: tuple[Any, ...]) -> str:
 
 def main() -> None:
     """Print the table, or put it between the README's two markers."""
-    text = table((HERE / "results.jsonl").read_text().splitlines())
+    lines = (HERE / "results.jsonl").read_text().splitlines()
+    text = f"{table(lines)}\n{operations(lines)}"
     if sys.argv[1:] != ["--write"]:
         print(text)
         return

@@ -13,14 +13,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +24,12 @@ import literal
 import torch
 from inputs import make_adapters
 from models import MODELS, modules
+from records import check_clean, quantiles, write
 
 from gam import Adapter, inspect_adapters, load_adapter
 from gam.strategies import STRATEGIES
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results.jsonl"
 INSPECT = "gam-inspect"  # measured beside the methods, though it merges nothing
 METHODS = (*STRATEGIES, INSPECT)
 # Rounding of the output, and with room for what half-precision inputs allow the fast path.
@@ -48,13 +44,13 @@ def main() -> None:
     parser.add_argument("--rank", type=int, action="append")
     parser.add_argument("--method", action="append", choices=METHODS)
     parser.add_argument("--adapters", type=int, action="append")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--peft", choices=["svd", "ties_svd"], help="time PEFT on one layer")
     parser.add_argument("--runs", type=int, default=5, help="whole merges of each method")
     parser.add_argument("--inputs", type=Path, help="folder that keeps the inputs")
     parser.add_argument("--dry", action="store_true", help="print the records; write nothing")
     options = parser.parse_args()
-    if not options.dry and _git("status", "--porcelain", "--untracked-files=no"):
-        sys.exit("the checkout has changes that are not committed; commit them or pass --dry")
+    check_clean(options.dry)
     with tempfile.TemporaryDirectory() as scratch:
         for rank in options.rank or [16]:
             for count in options.adapters or [3]:
@@ -64,17 +60,19 @@ def main() -> None:
                     records = measure_peft(shape, options.peft)
                 else:
                     methods = options.method or ["gam", "linear"]
-                    records = measure(shape, methods, options.runs, root, Path(scratch))
-                for record in records:
-                    text = json.dumps(_describe(record))
-                    print(text)
-                    if not options.dry:
-                        with RESULTS.open("a") as file:
-                            file.write(text + "\n")
+                    records = measure(
+                        shape, methods, options.runs, root, Path(scratch), options.device
+                    )
+                write(records, options.dry)
 
 
 def measure(
-    shape: dict[str, Any], methods: list[str], runs: int, root: Path, scratch: Path
+    shape: dict[str, Any],
+    methods: list[str],
+    runs: int,
+    root: Path,
+    scratch: Path,
+    device: str,
 ) -> list[dict[str, Any]]:
     """Return records of the floor and of each method, their runs taken in turn."""
     folders = make_adapters(root, shape["model"], shape["rank"], shape["adapters"])
@@ -85,9 +83,13 @@ def measure(
     } | {
         method: [INSPECT, *map(str, folders), "--json"]
         if method == INSPECT
-        else ["gam-merge", *map(str, folders), "-o", str(out), "--method", method, "--quiet"]
+        else [
+            *("gam-merge", *map(str, folders), "-o", str(out), "--quiet"),
+            *("--method", method, "--device", device),
+        ]
         for method in methods
     }
+    devices = {name: device if name in STRATEGIES else "cpu" for name in commands}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     errors = {}
     for command in commands.values():  # what is on disk comes into the cache
@@ -101,13 +103,14 @@ def measure(
     return [
         {
             "op": "inspect" if name == INSPECT else "merge",
-            "impl": name,
+            "impl": name if devices[name] == "cpu" else f"{name} on {device}",
             "shape": shape,
             "dtype": "bfloat16",
             "metric": metric,
             "unit": metric.rsplit("_", 1)[1],
-            **_quantiles([usage[metric] for usage in usages]),
+            **quantiles([usage[metric] for usage in usages]),
             "err_fp64": errors.get(name),
+            "device": devices[name],
         }
         for name, usages in found.items()
         for metric in ("cpu_s", "wall_s", "peak_bytes")
@@ -166,7 +169,7 @@ def measure_peft(shape: dict[str, Any], combination: str) -> list[dict[str, Any]
             "dtype": "float32",
             "metric": metric,
             "unit": "s",
-            **_quantiles([seconds[metric]]),
+            **quantiles([seconds[metric]]),
             "err_fp64": None,
         }
         for metric in ("cpu_s", "wall_s")
@@ -181,42 +184,6 @@ def _spawn(command: list[str]) -> dict[str, float]:
         sys.exit(f"{command[0]} failed: {done.stderr}")
     figures: dict[str, float] = json.loads(done.stdout)
     return figures
-
-
-def _quantiles(values: list[float]) -> dict[str, Any]:
-    if len(values) == 1:
-        return {"p20": values[0], "p50": values[0], "p80": values[0], "n": 1}
-    cuts = statistics.quantiles(values, n=10, method="inclusive")
-    return {"p20": cuts[1], "p50": cuts[4], "p80": cuts[7], "n": len(values)}
-
-
-def _describe(record: dict[str, Any]) -> dict[str, Any]:
-    """Add what ran it, and where."""
-    return {
-        **{key: round(v, 4) if isinstance(v, float) else v for key, v in record.items()},
-        "err_fp64": record["err_fp64"],
-        "commit": _git("rev-parse", "HEAD"),
-        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cpu": _processor(),
-        "cores": os.cpu_count(),
-        "gpu": None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "command": " ".join(["python", "benchmarks/run.py", *sys.argv[1:]]),
-    }
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.processor()
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(
-        ["git", *words], cwd=HERE, check=True, capture_output=True, text=True
-    ).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -265,7 +265,10 @@ def _approximate(
         bases = [[getattr(u, side).dense(index) for u in updates] for side in ("left", "right")]
         # dW^T U: what each update does on this side, the strong directions longer.
         start = [v @ u.core[index].mT for u, v in zip(updates, bases[1], strict=True)]
-        matrix = Streamed(partial(result.rows, index), result.shape, storage=scratch)
+        if result.matrix is None:
+            matrix = Streamed(partial(result.rows, index), result.shape, storage=scratch)
+        else:
+            matrix = result.matrix(index)
         left, right = low_rank(matrix, cap, start=torch.cat(start, dim=-1))
         lefts.append([left])
         rights.append([right])

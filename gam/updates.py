@@ -148,6 +148,8 @@ class Rows:
             merged update of one module of the batch; called in any order, more than once.
         modules: Number of modules in the batch.
         shape: (d, k) of each module.
+        matrix: ``matrix(module)`` returns the same as a `gam_kernels.sketch.Matrix`, where its
+            products come faster than its rows; None where they do not.
         diagnostics: As in `Product`.
         warnings: As in `Product`.
     """
@@ -155,6 +157,7 @@ class Rows:
     rows: Callable[[int, int, int], torch.Tensor]
     modules: int
     shape: tuple[int, int]
+    matrix: Callable[[int], Any] | None = None
     diagnostics: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     warnings: Mapping[str, Sequence[int]] = field(default_factory=dict)
 

@@ -6,6 +6,7 @@ where Triton would look for a device, and compiled with what it was given.
 
 import json
 import sys
+from dataclasses import replace
 
 import torch
 import triton
@@ -14,6 +15,8 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from gam_kernels.combine.kernel import launch_combine
+from gam_kernels.entries.kernel import launch_kth, launch_products
+from gam_kernels.entries.vote import Draw, Vote
 from gam_kernels.gram.kernel import launch_gram
 from gam_kernels.polar.kernel import launch_polar
 
@@ -68,6 +71,12 @@ def main():
     launch_combine(wide, torch.zeros(1, 256, 256), torch.float32, torch.float16)
     for size in (16, 32, 64):
         launch_polar(torch.zeros(2, size, size, dtype=torch.float64))
+    for dtype in (single, double):
+        votes = [Vote(torch.zeros(512, 16, dtype=dtype), torch.zeros(16, 256, dtype=dtype))]
+        launch_kth(votes, 100)
+        launch_products(votes, True, torch.zeros(256, 24, dtype=dtype), transposed=False)
+        drawn = [replace(vote, draw=Draw((1, 2), 0.5)) for vote in votes]
+        launch_products(drawn, False, torch.zeros(512, 80, dtype=dtype), transposed=True)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,17 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from gam.updates import Rows, Update
+from gam_kernels import resolve
 from gam_kernels.entries.blocks import Blocks
+from gam_kernels.entries.matrix import Entries
+from gam_kernels.entries.op import kth_magnitudes
 from gam_kernels.entries.vote import Draw, Vote
 from gam_kernels.select import kth_magnitude
 
@@ -36,23 +40,23 @@ class Band:
     density: float
     gamma: float = 0.0
 
-    def limits(self, blocks: Blocks, index: int) -> tuple[float, float]:
-        """Return ``low`` and ``high`` of the vote with this index, exact among the entries."""
-        count = math.prod(blocks.shape)
+    def limits(
+        self, count: int, dtype: torch.dtype, magnitude: Callable[[int], float]
+    ) -> tuple[float, float]:
+        """Return ``low`` and ``high`` of a vote.
+
+        Args:
+            count: Number of its entries.
+            dtype: Of the entries.
+            magnitude: ``magnitude(k)`` is the k-th largest among them, exactly.
+        """
         skip = math.floor(self.gamma * count + 0.5)
         keep = min(kept_entries(self.density, count), count - skip)
         if not keep:
             return math.inf, math.inf
-        left, right = blocks.factors(index)
-
-        def magnitude(k: int) -> float:
-            form = functools.partial(blocks.form, index)
-            sample = functools.partial(_sample, left, right)
-            return kth_magnitude(form, blocks.shape, k, sample=sample)
-
         low = 0.0
         if skip + keep < count:
-            ends = torch.tensor([magnitude(skip + keep), 0.0], dtype=left.dtype)
+            ends = torch.tensor([magnitude(skip + keep), 0.0], dtype=dtype)
             low = float(torch.nextafter(ends[0], ends[1]))
         return low, magnitude(skip + 1) if skip else math.inf
 
@@ -129,7 +133,8 @@ def merge_entries(
     if not voters:
         zeros = updates[0].core.new_zeros(1, shape[1], dtype=dtype)
         return Rows(lambda _, start, stop: zeros.repeat(stop - start, 1), modules, shape)
-    return Rows(_Merge(voters, modules, rule, mean, dtype).rows, modules, shape)
+    merge = _Merge(voters, modules, rule, mean, dtype, left.backend)
+    return Rows(merge.rows, modules, shape, merge.matrix if merge.by_kernel else None)
 
 
 def kept_entries(density: float, count: int) -> int:
@@ -154,10 +159,15 @@ class _Merge:
         rule: Band | Coin,
         mean: bool,
         dtype: torch.dtype,
+        backend: str,
     ) -> None:
         self._voters = voters
         self._rule = rule
+        self._mean = mean
         self._dtype = dtype
+        # No kernel ranks the entries of a row.
+        ranked = isinstance(rule, Coin) and rule.epsilon > 0
+        self.by_kernel = not ranked and resolve(backend, voters[0][0].core) == "triton"
         self._blocks = Blocks(self._votes(0), mean)
         self._limits = [self._find_limits(module) for module in range(modules)]
         self._module = -1
@@ -174,8 +184,33 @@ class _Merge:
         rule = self._rule
         if isinstance(rule, Coin) or rule == Band(1.0):
             return [(0.0, math.inf)] * len(self._voters)
-        self._blocks.load(self._votes(module))
-        return [rule.limits(self._blocks, index) for index in range(len(self._voters))]
+        votes = self._votes(module)
+        count = math.prod(self._blocks.shape)
+        if self.by_kernel:
+            found = functools.cache(partial(kth_magnitudes, votes, backend="triton"))
+
+            def magnitude(index: int, k: int) -> float:
+                return found(k)[index]
+
+            finds = [partial(magnitude, index) for index in range(len(votes))]
+            return [rule.limits(count, self._dtype, find) for find in finds]
+        self._blocks.load(votes)
+        limits = []
+        for index, vote in enumerate(votes):
+            find = partial(
+                kth_magnitude,
+                partial(self._blocks.form, index),
+                self._blocks.shape,
+                sample=partial(_sample, vote.left, vote.right),
+            )
+            limits.append(rule.limits(count, self._dtype, find))
+        return limits
+
+    def matrix(self, module: int) -> Entries:
+        """Return the merge of one module as a matrix that the kernels multiply."""
+        pairs = zip(self._votes(module), self._limits[module], strict=True)
+        votes = [replace(vote, low=low, high=high) for vote, (low, high) in pairs]
+        return Entries(votes, self._mean, backend="triton")
 
     def _votes(self, module: int) -> list[Vote]:
         votes = []

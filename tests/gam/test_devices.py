@@ -28,6 +28,7 @@ METHODS = [
 ]
 OTHER_NAMES = ["concat", "tsv", "iso_c", "iso_cts", "core_ties", "ctm", "karcher", "multislerp"]
 OTHERS = [(name, {}) for name in OTHER_NAMES]
+ENTRYWISE = [("ties", {"density": 0.3}), ("dare_linear", {"density": 0.5}), ("della", {})]
 IDS = ["gam", "retract", "linear", "consensus"]
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 
@@ -142,6 +143,18 @@ def test_fast_path_through_the_kernels():
     inputs = [adapter.modules[Q] for adapter in given]
     expected = oracle.gam([m.lora_b.double().numpy() @ m.lora_a.double().numpy() for m in inputs])
     assert oracle.relative_error(delta, expected) < 4e-3  # that of bfloat16 factors
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize(("method", "params"), ENTRYWISE, ids=[name for name, _ in ENTRYWISE])
+def test_merges_of_single_entries_through_the_kernels(method, params):
+    modules = {Q: (40, 30, 3)}
+    given = [memory_adapter(modules, seed=seed) for seed in range(3)]
+    plan = plan_merge(given, method=method, rank=30, **params)  # all of it
+    kernels, plain = (execute(replace(plan, backend=b)) for b in ("triton", "torch"))
+    assert kernels.report.energy_kept == pytest.approx(plain.report.energy_kept, abs=1e-6)
+    found, expected = deltas(kernels)[Q], deltas(plain)[Q]
+    assert float((found - expected).norm()) <= 1e-5 * float(expected.norm())
 
 
 @pytest.mark.usefixtures("interpreter")

@@ -299,7 +299,7 @@ def test_batches_and_threads_do_not_change_a_bit(monkeypatch, method):
     try:
         for count, size in ((1, 1), (3, 1), (3, 2**30)):
             torch.set_num_threads(count)
-            monkeypatch.setattr(gam.batches, "_BATCH_BYTES", size)
+            monkeypatch.setattr(gam.batches, "_BATCH_BYTES", {"cpu": size})
             actual = whole_merge(method=method).state_dict()
             assert actual.keys() == expected.keys()
             assert all(torch.equal(actual[key], expected[key]) for key in expected)

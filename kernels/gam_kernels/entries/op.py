@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 
+from gam_kernels._backend import resolve
 from gam_kernels.entries.blocks import Blocks
 from gam_kernels.entries.vote import Vote
-from gam_kernels.select import block_rows
+from gam_kernels.select import block_rows, kth_magnitude
 
 
 def entry_products(
@@ -17,6 +20,7 @@ def entry_products(
     *,
     times: torch.Tensor | None = None,
     onto: torch.Tensor | None = None,
+    backend: str = "auto",
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, float]:
     """Return ``M times``, ``M^T onto`` and the squared norm of an entry-wise merge M.
 
@@ -30,12 +34,15 @@ def entry_products(
         mean: Elect a sign for each entry and average what agrees, rather than to sum.
         times: [k, c], of the votes' dtype and on their device, or None.
         onto: [d, c], likewise.
+        backend: "auto", "torch" or "triton", see `gam_kernels.resolve`. There is no kernel for
+            draws with a window: "auto" is torch for them.
 
     Returns:
         [d, c] or None, [k, c] or None, and the squared norm, accumulated in float64.
 
     Raises:
-        ValueError: No votes, or shapes, dtypes or devices that differ.
+        ValueError: No votes, or shapes, dtypes or devices that differ; or "triton" for draws
+            with a window.
 
     >>> from gam_kernels.entries.vote import Vote
     >>> votes = [Vote(torch.eye(2), torch.tensor([[1.0, -4.0], [2.0, 3.0]]), low=1.5)]
@@ -47,6 +54,15 @@ def entry_products(
     for name, thin, height in (("times", times, k), ("onto", onto, d)):
         if thin is not None and (thin.ndim != 2 or thin.shape[0] != height):
             raise ValueError(f"{name}: got shape {tuple(thin.shape)}, expected ({height}, c)")
+    if _resolve(backend, votes) == "triton":
+        from gam_kernels.entries.kernel import launch_products
+
+        squares = torch.zeros(())
+        if times is not None:
+            times, squares = launch_products(votes, mean, times, transposed=False)
+        if onto is not None:
+            onto, squares = launch_products(votes, mean, onto, transposed=True)
+        return times, onto, float(squares)
     blocks, height = Blocks(votes, mean), block_rows(k)
     like = votes[0].left
     product = None if times is None else like.new_empty(d, times.shape[1])
@@ -60,6 +76,51 @@ def entry_products(
             transposed.addmm_(rows.mT, onto[first : first + height])
         squared_norm += float(rows.double().square().sum())
     return product, transposed, squared_norm
+
+
+def kth_magnitudes(votes: Sequence[Vote], rank: int, *, backend: str = "auto") -> list[float]:
+    """Return the magnitude with a given rank among the entries of each vote's update.
+
+    Exact among the entries that `entry_products` with the same backend compares with ``low`` and
+    ``high``; equal magnitudes count one by one.
+
+    Args:
+        votes: At least one; ``low``, ``high`` and ``draw`` do not matter. Not modified.
+        rank: 1 for the largest magnitude, at most d * k.
+        backend: "auto", "torch" or "triton", see `gam_kernels.resolve`.
+
+    Returns:
+        One Python float for each vote.
+
+    Raises:
+        ValueError: No votes that fit together, or ``rank`` is out of range.
+
+    >>> from gam_kernels.entries.vote import Vote
+    >>> kth_magnitudes([Vote(torch.eye(2), torch.tensor([[1.0, -4.0], [2.0, 3.0]]))], 2)
+    [3.0]
+    """
+    d, k = _check(votes)
+    if not 1 <= rank <= d * k:
+        raise ValueError(f"rank: got {rank}, expected 1 to {d * k}, the number of entries")
+    votes = [replace(vote, draw=None) for vote in votes]
+    if _resolve(backend, votes) == "triton":
+        from gam_kernels.entries.kernel import launch_kth
+
+        return launch_kth(votes, rank)
+    blocks = Blocks(votes, mean=False)
+    forms = [partial(blocks.form, index) for index in range(len(votes))]
+    return [kth_magnitude(form, blocks.shape, rank) for form in forms]
+
+
+def _resolve(backend: str, votes: Sequence[Vote]) -> str:
+    """Return what `gam_kernels.resolve` does, if there is a kernel for the votes."""
+    windowed = any(vote.draw and vote.draw.window for vote in votes)
+    if windowed and backend == "triton":
+        raise ValueError(
+            "backend: got 'triton' for votes whose draw has a window, which no kernel sorts; "
+            "pass 'auto' or 'torch'"
+        )
+    return resolve("torch" if windowed and backend == "auto" else backend, votes[0].left)
 
 
 def _check(votes: Sequence[Vote]) -> tuple[int, int]:

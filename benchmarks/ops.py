@@ -1,0 +1,258 @@
+"""Measure the operations of gam_kernels, and whole merges of resident adapters.
+
+    python benchmarks/ops.py --device cuda --model qwen3-8b --rank 16 --rank 64
+    python benchmarks/ops.py --device cuda --model llama-3-70b --adapters 2 --adapters 8
+
+Each operation is measured as it is called ("op"), in its plain definition ("reference") and in
+batched calls of torch ("torch"), beside a copy of as many bytes as it has to move ("copy"), all
+on one device, on the factors of one matrix of every layer of the model: the largest. Every
+result is compared with float64 first; nothing is written where one is off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from inputs import make_factors
+from models import MODELS, modules
+from records import check_clean, quantiles, write
+
+from gam.adapter import Adapter, LowRank
+from gam.merge import execute
+from gam.plan import plan_merge
+from gam_kernels import combine, gram, polar
+from gam_kernels.combine import reference as combine_reference
+from gam_kernels.entries.op import entry_products
+from gam_kernels.entries.reference import merge_entries
+from gam_kernels.entries.vote import Vote
+from gam_kernels.gram import reference as gram_reference
+from gam_kernels.polar import reference as polar_reference
+
+Function = Callable[[], Any]
+_BOUND = {"gram": 1e-5, "combine": 4e-3, "polar": 1e-9, "entries": 1e-3, "resident gam": 1e-2}
+_MOST_MODULES = 80
+_HEAD = 256  # rows of a merge of single entries that are checked
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation on given inputs.
+
+    Attributes:
+        op: Its name.
+        impls: Name to function, all with results that can be compared.
+        exact: Returns what they should return, float64.
+        flat: Makes one tensor of a result.
+        moved: Bytes that have to be read and written at least.
+    """
+
+    op: str
+    impls: dict[str, Function]
+    exact: Function
+    flat: Callable[[Any], torch.Tensor]
+    moved: int
+
+
+def cases(model: str, rank: int, count: int, device: str) -> Iterator[Case]:
+    """Yield the operations on adapters of a model."""
+    shapes = modules(model)
+    widest = max(shapes.values(), key=sum)
+    names = [name for name, shape in shapes.items() if shape == widest][:_MOST_MODULES]
+    adapters = [
+        {
+            name: [
+                factor.to(torch.bfloat16).to(device)
+                for factor in make_factors(index, widest, rank, seed)
+            ]
+            for index, name in enumerate(names)
+        }
+        for seed in range(count)
+    ]
+    sides = [[adapter[name][1] for adapter in adapters] for name in names]
+    wide = torch.stack([torch.cat(row, 1) for row in sides])
+    moved = wide.numel() * wide.element_size()
+    m, width, p = wide.shape
+    single = torch.float32
+    yield Case(
+        "gram",
+        {
+            "op": lambda: gram(sides, single),
+            "reference": lambda: gram_reference.gram(sides, single),
+            "torch": lambda: wide.mT @ wide,
+        },
+        lambda: wide[0].double().mT @ wide[0].double(),
+        lambda result: result[0],
+        moved,
+    )
+    small = torch.randn(m, p, rank, dtype=torch.float64).to(device) / p**0.5
+    yield Case(
+        "combine",
+        {
+            "op": lambda: combine(sides, small, single, wide.dtype)[0],
+            "reference": lambda: combine_reference.combine(sides, small, single, wide.dtype)[0],
+            "torch": lambda: wide @ small.to(wide.dtype),
+        },
+        lambda: wide[0].double() @ small[0],
+        lambda result: result[0],
+        moved + m * width * rank * wide.element_size(),
+    )
+    square = torch.randn(m * (count - 1), rank, rank, dtype=torch.float64).to(device)
+    yield Case(
+        "polar",
+        {
+            "op": lambda: polar(square)[0],
+            "reference": lambda: polar_reference.polar(square)[0],
+            "torch": lambda: _svd_polar(square),
+        },
+        lambda: _svd_polar(square[:1])[0],
+        lambda result: result[0],
+        2 * square.numel() * square.element_size(),
+    )
+    left, right = [[adapter[names[0]][side].float() for adapter in adapters] for side in (1, 0)]
+    votes = [
+        Vote(b, a.contiguous(), low=float((b[:64] @ a).std()))
+        for b, a in zip(left, right, strict=True)
+    ]
+    thin = torch.randn(widest[1], rank + 16).to(device)
+    head = [replace(vote, left=vote.left[:_HEAD]) for vote in votes]
+    yield Case(
+        "entries",
+        {
+            "op": lambda: entry_products(votes, True, times=thin)[0],
+            "reference": lambda: merge_entries(votes, True) @ thin,
+        },
+        lambda: merge_entries(head, True).double() @ thin.double(),
+        lambda result: result[:_HEAD],
+        sum(vote.left.nbytes + vote.right.nbytes for vote in votes) + thin.nbytes,
+    )
+    yield _resident(model, adapters, names, widest, rank)
+
+
+def _resident(
+    model: str, adapters: list[dict[str, Any]], names: list[str], shape: tuple[int, int], rank: int
+) -> Case:
+    """Return the merge of adapters that are on the device already."""
+    given = [
+        Adapter(
+            {name: LowRank(a, b) for name, (a, b) in adapter.items()},
+            config={"base_model_name_or_path": f"benchmark/{model}"},
+            name=str(index),
+        )
+        for index, adapter in enumerate(adapters)
+    ]
+    plan = plan_merge(given)
+    a, b = (
+        torch.stack([torch.stack([adapter[n][side] for n in names]) for adapter in adapters])
+        for side in (0, 1)
+    )
+    entries = len(names) * rank * sum(shape)
+
+    def delta(result: Any) -> torch.Tensor:
+        if isinstance(result, Adapter):
+            module = result.modules[names[0]]
+            return module.lora_b.double() @ module.lora_a.double()
+        return result[0][0].double() @ result[1][0].double()
+
+    wide = a[:, :1].double(), b[:, :1].double()
+    return Case(
+        "resident gam",
+        {
+            "op": lambda: execute(plan),
+            "reference": lambda: execute(replace(plan, backend="torch")),
+            "torch": lambda: torch_gam(a.float(), b.float()),
+        },
+        lambda: delta(torch_gam(*wide)),
+        delta,
+        (2 * len(adapters) + 1) * entries * a.element_size(),
+    )
+
+
+def torch_gam(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return B [m, d, r] and A [m, r, k] of the merge, by torch's batched QR and SVD.
+
+    Args:
+        a: [n, m, r, k].
+        b: [n, m, d, r].
+    """
+    left, rows_b = torch.linalg.qr(b)
+    right, rows_a = torch.linalg.qr(a.mT)
+    core = rows_b @ rows_a.mT
+    turn_left = _svd_polar(left.mT @ left[0])
+    turn_right = _svd_polar(right.mT @ right[0])
+    mean = (turn_left.mT @ core @ turn_right).mean(0)
+    return (left @ turn_left).mean(0) @ mean, (right @ turn_right).mean(0).mT
+
+
+def _svd_polar(matrix: torch.Tensor) -> torch.Tensor:
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left @ right
+
+
+def measure(case: Case, runs: int, device: str) -> Iterator[dict[str, Any]]:
+    """Check every implementation, then yield records of its times."""
+    exact = case.exact()
+    errors = {}
+    for name, function in case.impls.items():
+        result = case.flat(function()).double()
+        errors[name] = float((result - exact).norm() / exact.norm())
+        if name != "torch" and not errors[name] < _BOUND[case.op]:
+            sys.exit(f"{case.op}, {name}: off by {errors[name]:.1e}")
+    source = torch.empty(case.moved // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    for name, function in {**case.impls, "copy": lambda: target.copy_(source)}.items():
+        times = [_time(function, device) for _ in range(runs + 1)][1:]
+        yield {
+            "op": case.op,
+            "impl": name,
+            "metric": "ms",
+            "unit": "ms",
+            **quantiles(times),
+            "moved_bytes": case.moved,
+            "err_fp64": errors.get(name),
+            "device": device,
+        }
+
+
+def _time(function: Function, device: str) -> float:
+    """Return how long a call takes, in ms, until the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
+    parser.add_argument("--model", choices=MODELS, action="append")
+    parser.add_argument("--rank", type=int, action="append")
+    parser.add_argument("--adapters", type=int, action="append")
+    parser.add_argument("--op", choices=_BOUND, action="append")
+    parser.add_argument("--runs", type=int, default=10, help="counted runs, after one more")
+    parser.add_argument("--dry", action="store_true", help="print the records; write nothing")
+    options = parser.parse_args()
+    check_clean(options.dry)
+    torch.manual_seed(0)
+    for model in options.model or ["qwen3-8b"]:
+        for rank in options.rank or [16]:
+            for count in options.adapters or [3]:
+                shape = {"model": model, "rank": rank, "adapters": count}
+                for case in cases(model, rank, count, options.device):
+                    if options.op and case.op not in options.op:
+                        continue
+                    found = measure(case, options.runs, options.device)
+                    write(({**r, "shape": shape, "dtype": "bfloat16"} for r in found), options.dry)
+
+
+if __name__ == "__main__":
+    main()
