@@ -14,14 +14,14 @@ import click
 
 from gam import __version__
 from gam.inspection import mean
-from gam.terminal import Command, Option, shown, span, table
+from gam.terminal import Command, Option, settle_client, shown, span, table
 
 if TYPE_CHECKING:
     from gam.inspection import Group, Inspection, PairGeometry
 
 _EPILOG = """\b
 Examples:
-  gam-inspect math-lora code-lora
+  gam-inspect math-lora user/code-lora@v2
   gam-inspect math-lora code-lora --plot geometry.png
   gam-inspect math-lora code-lora --json > geometry.json
 
@@ -73,6 +73,7 @@ def main(
     adapters: tuple[str, ...], as_json: bool, plot: str | None, overwrite: bool, **options: Any
 ) -> None:
     """Show how LoRA adapters of one base model relate, before they are merged."""
+    settle_client(quiet=as_json)
     from gam.inspect import inspect_adapters
 
     if plot is not None:

@@ -87,7 +87,8 @@ class Hub(ThreadingHTTPServer):
         """Make requests whose "METHOD /path" matches fail.
 
         An action is a status, "drop" (close without an answer), "stall" (never answer),
-        "halfway" (take or send half of the body, then close), or a function.
+        "slow" (answer late), "halfway" (take or send half of the body, then close), or a
+        function.
         """
         self.faults.append(Fault(pattern, action, times))
 
@@ -179,7 +180,9 @@ class Handler(BaseHTTPRequestHandler):
                 fault.times -= 1
         self.halfway = fault is not None and fault.action == "halfway"
         body = self.body = self._read_body()
-        if fault is not None and not (self.halfway and self.command == "GET"):
+        if fault is not None and fault.action == "slow":
+            self.server.released.wait(0.05)
+        elif fault is not None and not (self.halfway and self.command == "GET"):
             self._misbehave(fault.action)
             return
         for pattern, method in _ROUTES:

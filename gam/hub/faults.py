@@ -70,19 +70,23 @@ def _describe(error: Exception) -> str:
     """Return what went wrong and what to do, on one line and without the token."""
     from huggingface_hub import constants, errors, get_token
 
-    while not isinstance(error, errors.HfHubHTTPError) and isinstance(error.__cause__, faults()):
+    answers, missing = errors.HfHubHTTPError, errors.LocalEntryNotFoundError
+    # Before version 1.0 what is missing in the cache was also an answer of the Hub.
+    while isinstance(error.__cause__, faults()) and (
+        isinstance(error, missing) or not isinstance(error, answers)
+    ):
         error = error.__cause__
     said, token = one_line(error).rstrip("."), get_token()
-    if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
+    if isinstance(error, (errors.OfflineModeIsEnabled, missing)):
         text = "not in the cache, and offline mode is on. Unset HF_HUB_OFFLINE to download it."
-    elif isinstance(error, errors.HfHubHTTPError):
+    elif isinstance(error, answers):
         text = _describe_status(error, token is not None)
     elif isinstance(error, errors.HFValidationError):
         text = "no such file or folder, and not a valid name of a repository (user/name)."
     elif isinstance(error, OSError) and error.strerror and error.errno:
         place = error.filename or constants.HF_HUB_CACHE
         text = f"cannot write {place!r}: {error.strerror}. Free space there, or set HF_HOME."
-    elif isinstance(error, errors.HfHubHTTPError.__bases__):
+    elif isinstance(error, answers.__bases__):
         text = (
             f"cannot reach {constants.ENDPOINT} ({type(error).__name__}: {said}). "
             "Check the connection, the proxy and HF_ENDPOINT, and try again."

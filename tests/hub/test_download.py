@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from hub_server import TOKEN, Hub, Place, contents
 from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 from support import assert_refused, make_adapter, make_tensors
 
-from gam import AdapterError, inspect_adapters, load_adapter, merge_adapters
+from gam import AdapterError, inspect_adapters, inspect_cli, load_adapter, merge_adapters
 from gam.hub.names import HubName, hub_name
 
 # What the client says to itself when it uploads through LFS.
@@ -219,6 +220,13 @@ def test_the_output_may_be_called_like_the_owner_of_an_input(
     monkeypatch.chdir(tmp_path)
     merge_adapters([repo], output=place.user)
     assert (tmp_path / place.user / "adapter_model.safetensors").exists()
+
+
+def test_gam_inspect_takes_names(place: Place) -> None:
+    repo = place.upload(EXAMPLES / "reverse", "reverse")
+    result = CliRunner().invoke(inspect_cli.main, [repo, str(EXAMPLES / "sort"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert repo.partition("/")[2] in result.stdout
 
 
 # --- no network -----------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """Merges to the Hub, through the real client: what is there afterwards, also when it fails."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +159,47 @@ def test_a_file_of_the_users_is_not_pushed(place: Place, merged: Path, tmp_path:
     repo = place.name()
     push_to_hub(tmp_path, repo, private=True)
     assert place.files(repo).keys() == FILES
+
+
+def test_settings_of_the_client_are_honoured(hub: Hub, tmp_path: Path) -> None:
+    """The settings that users make, in processes of their own; nothing but our text is shown."""
+    make_adapter(tmp_path / "a")
+    settings = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": TOKEN,
+    }
+
+    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from gam.cli import main; main()", *words]
+        environment = {**os.environ, **settings, **more}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert TOKEN not in done.stdout + done.stderr
+        return done
+
+    pushed = run("a", "-o", "out", "--quiet", "--push-to-hub", "me/x")
+    assert (pushed.returncode, pushed.stdout, pushed.stderr) == (0, "", "")
+    merged = run("me/x", "-o", "again")
+    assert (merged.returncode, merged.stderr) == (0, "")
+    assert (tmp_path / "home" / "hub" / "models--me--x").exists()
+    seen = len(hub.seen)
+    offline = run("me/x", "-o", "offline", HF_HUB_OFFLINE="1")
+    assert (offline.returncode, len(hub.seen)) == (0, seen)
+    assert contents(Path("offline")) == contents(Path("again"))
+    absent = run("me/y", "-o", "absent", HF_HUB_OFFLINE="1")
+    assert absent.returncode == 1
+    assert absent.stderr == (
+        "Error: adapter 'me/y': not in the cache, and offline mode is on. "
+        "Unset HF_HUB_OFFLINE to download it.\n"
+    )
+
+
+def test_a_slow_hub_is_waited_for(hub: Hub, place: Place, merged: Path) -> None:
+    hub.fail("", "slow")
+    repo = place.name()
+    push_to_hub(merged, repo)
+    assert gam.load_adapter(repo).modules
 
 
 def test_the_commands_in_the_readme(place: Place) -> None:
@@ -393,6 +437,15 @@ def test_json_says_nothing_where_the_push_fails(
         "commit": hub.repos[repo].heads["main"],
         "changed": True,
     }
+
+
+def test_a_merge_in_memory_outlives_a_failed_push(hub: Hub, place: Place, tmp_path: Path) -> None:
+    merged = merge_adapters([make_adapter(tmp_path / "a")])
+    repo = place.name()
+    hub.fail(COMMIT, 409)
+    refused(lambda: merged.push_to_hub(repo), "complete in memory; push it again, or save it")
+    hub.faults.clear()
+    assert merged.push_to_hub(repo) == f"{hub.endpoint}/{repo}"
 
 
 def test_a_lost_answer_is_found_done(hub: Hub, place: Place, merged: Path) -> None:
