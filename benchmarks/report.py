@@ -18,14 +18,14 @@ BEGIN, END = "<!-- benchmark table -->\n", "<!-- end of benchmark table -->\n"
 def table(lines: list[str]) -> str:
     """Return the table of the newest record of each measurement, in Markdown."""
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    floors: dict[tuple[Any, ...], dict[str, Any]] = {}  # of each machine
+    floors: dict[tuple[Any, ...], dict[str, Any]] = {}  # taken in turn with the others
     for line in lines:
         record = json.loads(line)
         if record["op"] in OPERATIONS:
             continue
         newest[_case(record), record["impl"], record["metric"]] = record
         if (record["impl"], record["metric"]) == ("floor", "cpu_s"):
-            floors[_case(record), record["cpu"]] = record
+            floors[_run(record)] = record
     cases = list(dict.fromkeys(case for case, _, _ in newest))
     rows = [
         "| adapters | method | CPU time | over the I/O floor | wall time | peak memory |",
@@ -39,7 +39,7 @@ def table(lines: list[str]) -> str:
             )
             assert cpu is not None
             assert wall is not None
-            floor = floors.get((case, cpu["cpu"]))
+            floor = floors.get(_run(cpu))
             ratio = f"{cpu['p50'] / floor['p50']:.1f}" if floor and impl != "floor" else ""
             memory = f"{peak['p50'] / 2**20:.0f} MiB" if peak else ""
             name = "I/O floor" if impl == "floor" else impl
@@ -81,6 +81,10 @@ def operations(lines: list[str]) -> str:
 def _case(record: dict[str, Any]) -> tuple[Any, ...]:
     shape = record["shape"]
     return shape["model"], shape["rank"], shape["adapters"], shape.get("layers")
+
+
+def _run(record: dict[str, Any]) -> tuple[Any, ...]:
+    return _case(record), record["cpu"], record["commit"], record["command"]
 
 
 def _words(case: tuple[Any, ...]) -> str:
