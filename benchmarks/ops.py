@@ -203,7 +203,7 @@ def measure(case: Case, runs: int, device: str) -> Iterator[dict[str, Any]]:
         errors[name] = float((result - exact).norm() / exact.norm())
         if name != "torch" and not errors[name] < _BOUND[case.op]:
             sys.exit(f"{case.op}, {name}: off by {errors[name]:.1e}")
-    source = torch.empty(case.moved // 2, dtype=torch.uint8, device=device)
+    source = torch.ones(case.moved // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     for name, function in {**case.impls, "copy": lambda: target.copy_(source)}.items():
         times = [_time(function, device) for _ in range(runs + 1)][1:]
