@@ -180,7 +180,7 @@ def elect(votes: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tens
         votes: One per adapter, of one shape, its weight multiplied in. Overwritten.
         weights: One per adapter.
     """
-    sign = functools.reduce(torch.add, votes).sign_()
+    sign = functools.reduce(torch.add, votes).sign()  # the one vote itself, where it is alone
     total, share = torch.zeros_like(sign), torch.zeros_like(sign)
     for vote, weight in zip(votes, weights, strict=True):
         vote.mul_(sign).clamp_min_(0)

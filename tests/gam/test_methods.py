@@ -168,6 +168,14 @@ def test_one_adapter_comes_back(name, shape, seed, weight):
     assert oracle.relative_error(result, weight * dense(*pair)) < 1e-7
 
 
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ELSEWHERE])
+@pytest.mark.parametrize("weight", [1.0, 0.4, -0.7])
+def test_one_adapter_is_merged_as_the_paper_has_it(name, weight):
+    pair = factors(16, 12, 3, seed=5)
+    expected = by_the_paper(name, [pair], [weight])
+    assert oracle.relative_error(run(name, [pair], [weight]), expected) < 1e-7
+
+
 @pytest.mark.parametrize("name", IDENTICAL)
 @given(shape=shapes, seed=seeds)
 def test_identical_adapters_come_back(name, shape, seed):
