@@ -255,6 +255,38 @@ def evaluate(
 
 
 @main.command(cls=Command)
+@click.argument("model")
+@click.argument("tasks", nargs=-1, required=True)
+@_option("--adapter", type=click.Path(exists=True, file_okay=False), help="Adapter folder.")
+@_option("--limit", type=int, default=0, help="Only the first so many questions of each task.")
+@_option("--few-shot", type=int, help="Examples before each question  [default: the task's].")
+@_option("--chat", is_flag=True, help="Apply the chat template.")
+@_option("--batch-size", type=int, default=16, show_default=True, help="Requests at a time.")
+@_option("--include", type=click.Path(exists=True, path_type=Path), help="Folder of more tasks.")
+@_DTYPE
+@_JSON
+def harness(model: str, tasks: Sequence[str], as_json: bool, **options: Any) -> None:
+    """Score MODEL on TASKS of lm-evaluation-harness (extra `harness`), such as gsm8k."""
+    from gam.pda.harness import run_harness
+
+    rows = run_harness(model, tasks, **options)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    cells = [
+        (
+            row["task"],
+            row["metric"],
+            number(row["mean"]),
+            "" if row["error"] is None else number(row["error"]),
+        )
+        for row in rows
+    ]
+    for line in table(("task", "metric", "mean", "standard error"), cells):
+        click.echo(line)
+
+
+@main.command(cls=Command)
 @click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("-o", "--output", type=Path, help='Folder of the run [default: "run" beside RECIPE].')
 @_JSON

@@ -6,7 +6,6 @@ import math
 import re
 import string
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -149,8 +148,7 @@ def adapted(model: Local, adapter: str | Path | Adapter | None) -> Iterator[Loca
         return
     from peft import PeftModel
 
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's, about configurations of other versions
+    with tempfile.TemporaryDirectory() as folder:
         if not isinstance(adapter, str | Path):
             adapter.save(folder, overwrite=True)
             adapter = folder

@@ -83,12 +83,19 @@ def open_model(source: str, dtype: str = "auto") -> Model:
     name, _, where = source.partition("@")
     if where.startswith(("http://", "https://")):
         return Server(name, where)
-    return Local(*load_model(source, dtype))
+    return Local.load(source, dtype)
 
 
 def load_model(source: str, dtype: str = "auto") -> tuple[Any, Any]:
-    """Return a causal language model and its tokenizer, from a folder or the Hub."""
-    import torch
+    """Return a causal language model, in main memory, and its tokenizer.
+
+    Args:
+        source: A folder or a Hub id ``user/name[@revision]``.
+        dtype: Of the weights, by its name in torch, or "auto".
+
+    Raises:
+        DataError: It cannot be loaded.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     revision = None
@@ -102,7 +109,7 @@ def load_model(source: str, dtype: str = "auto") -> tuple[Any, Any]:
         raise DataError(f"cannot load the model {source!r}: {reason}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    return model.eval(), tokenizer
 
 
 class Local:
@@ -114,9 +121,17 @@ class Local:
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        """Take a loaded model; see `load_model`."""
+        """Take a loaded model."""
         self.model = model
         self.tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, source: str, dtype: str = "auto") -> Local:
+        """Load a model, on the GPU where there is one; see `load_model`."""
+        import torch
+
+        model, tokenizer = load_model(source, dtype)
+        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
 
     def answer(
         self, prompts: Sequence[Prompt], settings: Generation, done: Container[str] = ()

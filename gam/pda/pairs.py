@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,9 @@ def make_pairs(
                 f"{models[role]!r}, the first: {rows[0]['error']}. The others are kept in "
                 f"{str(output)!r}; run the same command again to ask these."
             )
-    rows, drops = _pair(prompts, answers["weak"], answers["weaker"], pattern)
+    rows, drops = _pair(
+        prompts, answers["weak"], answers["weaker"], pattern, settings.chat_template
+    )
     if not rows:
         raise DataError(f"no pair is left of {len(prompts)} prompts; dropped: {drops}.")
     write_rows(output / "pairs.jsonl", rows)
@@ -137,6 +139,7 @@ def _pair(
     chosen: dict[str, Row],
     rejected: dict[str, Row],
     keep: re.Pattern[str] | None,
+    chat_template: Mapping[str, Any],
 ) -> tuple[list[Row], dict[str, int]]:
     rows: list[Row] = []
     drops = {"identical": 0, "format": 0}
@@ -147,17 +150,19 @@ def _pair(
         elif keep is not None and not keep.search(pair[0]):
             drops["format"] += 1
         else:
-            rows.append({"id": prompt.id, **_preference(prompt.text, *pair)})
+            rows.append({"id": prompt.id, **_preference(prompt.text, *pair, chat_template)})
     return rows, drops
 
 
-def _preference(prompt: Text, chosen: str, rejected: str) -> Row:
+def _preference(prompt: Text, chosen: str, rejected: str, chat_template: Mapping[str, Any]) -> Row:
     """Return a pair in TRL's format: plain text, or messages where the prompt is messages."""
     if isinstance(prompt, str):
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     chat: dict[str, Any] = {"prompt": list(prompt)}
     for name, text in (("chosen", chosen), ("rejected", rejected)):
         chat[name] = [{"role": "assistant", "content": text}]
+    if chat_template:
+        chat["chat_template_kwargs"] = dict(chat_template)
     return chat
 
 

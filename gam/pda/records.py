@@ -205,15 +205,15 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def need(*modules: str) -> None:
+def need(*modules: str, extra: str = "pda") -> None:
     """Raise an `OptionError` that says what to install where a module is missing."""
-    from importlib.util import find_spec
+    import importlib.util
 
-    missing = [name for name in modules if find_spec(name) is None]
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise OptionError(
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed. "
-            "Run: pip install 'gam-merge[pda]'"
+            f"Run: pip install 'gam-merge[{extra}]'"
         )
 
 

@@ -116,12 +116,12 @@ def train_adapter(
     # Before torch starts its threads and before any cache is looked up.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with warnings.catch_warnings():
-        # TRL, PEFT and transformers announce their own plans there, not ours.
-        warnings.simplefilter("ignore")
+        # TRL still uses the names that transformers 5 has renamed.
+        message = ".*(gradient_checkpointing|activation_checkpointing).*deprecated.*"
+        warnings.filterwarnings("ignore", message, FutureWarning)
         trainer = build_trainer(student, rows, output, settings, start, progress)
         checkpoints = output / "checkpoints"
-        if trainer.accelerator.is_main_process:
-            claim(checkpoints, inputs)
+        claim(checkpoints, inputs)
         resume = any(checkpoints.glob("checkpoint-*")) or None
         found = trainer.train(resume_from_checkpoint=resume)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -163,14 +163,13 @@ def _rows(pairs: str | Path, settings: Training, swap: bool) -> list[Row]:
             f"{str(pairs)!r} holds {len(rows)} pairs, fewer than one batch of "
             f"{settings.batch_size}. Lower the batch size."
         )
-    names = ("prompt", "rejected", "chosen") if swap else ("prompt", "chosen", "rejected")
-    kept = [
-        dict(zip(("prompt", "chosen", "rejected"), (row[name] for name in names), strict=True))
-        for row in rows[:count]
-    ]
+    answers = {"chosen": "rejected", "rejected": "chosen"} if swap else {}
+    columns = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected", **answers}
     if settings.objective == "sft":
-        return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in kept]
-    return kept
+        columns = {"prompt": "prompt", "completion": columns["chosen"]}
+    if "chat_template_kwargs" in rows[0]:
+        columns["chat_template_kwargs"] = "chat_template_kwargs"
+    return [{new: row[old] for new, old in columns.items()} for row in rows[:count]]
 
 
 def build_trainer(

@@ -120,6 +120,7 @@ def test_chats_go_through_the_template(tmp_path: Path) -> None:
     row = read_lines(tmp_path / "out" / "pairs.jsonl")[0]
     assert [message["role"] for message in row["prompt"]] == ["system", "user"]
     assert row["chosen"][0]["role"] == "assistant"
+    assert row["chat_template_kwargs"] == {"plus": True}  # for TRL, which applies it again
     written_out = Prompt("x", f"1={prompts[0].text[1]['content']}=+", {})  # type: ignore[index]
     assert answers(str(weak), [written_out], settings)["x"]["text"] == row["chosen"][0]["content"]
 

@@ -262,13 +262,10 @@ def test_two_processes_make_the_adapter_of_one(student: str, pairs: Path, tmp_pa
         records.append(json.loads(done.stdout))
     assert [record["processes"] for record in records] == [1, 2]
     one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
-    start = tmp_path / "start"
-    train_adapter(student, pairs, start, Training(**{**SMALL.__dict__, "learning_rate": 0.0}))
     moved = max(float(value.abs().max()) for name, value in one.items() if "lora_B" in name)
     for name, value in one.items():
-        # Adam divides a gradient by its size, so that rounding can move a weight that hardly
-        # has a gradient; beside the distance that the weights went it stays small.
-        assert float((two[name] - value).abs().max()) < 1e-3 * moved
+        # Measured: 2e-6 of the longest way that a weight goes.
+        assert float((two[name] - value).abs().max()) < 1e-5 * moved
 
 
 @pytest.mark.parametrize(
