@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gam.errors import OptionError
-from gam.pda.generate import Generation, Local, Model, open_model
+from gam.pda.generate import Generation, Local, Model, old_names, open_model
 from gam.pda.prompts import Prompt
 from gam.pda.records import DataError, Row, write_json, write_rows
 
@@ -148,7 +148,7 @@ def adapted(model: Local, adapter: str | Path | Adapter | None) -> Iterator[Loca
         return
     from peft import PeftModel
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, old_names():
         if not isinstance(adapter, str | Path):
             adapter.save(folder, overwrite=True)
             adapter = folder

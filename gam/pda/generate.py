@@ -14,8 +14,10 @@ import random
 import threading
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -55,6 +57,15 @@ class Generation:
         """Return the seed of the draws for one prompt."""
         text = f"{self.seed} {prompt.id}".encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
+
+
+@contextmanager
+def old_names() -> Iterator[None]:
+    """Let TRL and PEFT use the names that transformers 5 has renamed, without a warning."""
+    with warnings.catch_warnings():
+        message = "`(is_)?gradient_checkpointing.* is deprecated"
+        warnings.filterwarnings("ignore", message, FutureWarning)
+        yield
 
 
 class Model(Protocol):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gam.errors import OptionError, OutputError
+from gam.pda.generate import load_model, old_names
 from gam.pda.records import (
     DataError,
     Row,
@@ -115,10 +115,7 @@ def train_adapter(
     rows = _rows(pairs, settings, swap)
     # Before torch starts its threads and before any cache is looked up.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with warnings.catch_warnings():
-        # TRL still uses the names that transformers 5 has renamed.
-        message = ".*(gradient_checkpointing|activation_checkpointing).*deprecated.*"
-        warnings.filterwarnings("ignore", message, FutureWarning)
+    with old_names():
         trainer = build_trainer(student, rows, output, settings, start, progress)
         checkpoints = output / "checkpoints"
         claim(checkpoints, inputs)
@@ -185,8 +182,6 @@ def build_trainer(
     import torch
     import transformers
     from peft import LoraConfig, PeftModel
-
-    from gam.pda.generate import load_model
 
     config_type, trainer_type = _OBJECTIVES[settings.objective]()
     bf16 = settings.precision == "bf16" or (
