@@ -53,9 +53,9 @@ class Generation:
         del values["batch_size"]
         return values
 
-    def seed_of(self, prompt: Prompt) -> int:
-        """Return the seed of the draws for one prompt."""
-        text = f"{self.seed} {prompt.id}".encode()
+    def seed_of(self, name: str) -> int:
+        """Return the seed of the draws for one prompt, or one model, by its name."""
+        text = f"{self.seed} {name}".encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
 
 
@@ -190,7 +190,7 @@ class Local:
             steps.append(TemperatureLogitsWarper(settings.temperature))
             if settings.top_p < 1:
                 steps.append(TopPLogitsWarper(settings.top_p))
-            steps.append(_Draw([settings.seed_of(prompt) for prompt in prompts]))
+            steps.append(_Draw([settings.seed_of(prompt.id) for prompt in prompts]))
         ends = self.model.generation_config.eos_token_id
         config = GenerationConfig(
             max_new_tokens=settings.max_new_tokens,
@@ -297,7 +297,7 @@ class Server:
             "max_tokens": settings.max_new_tokens,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
-            "seed": settings.seed_of(prompt),
+            "seed": settings.seed_of(prompt.id),
         }
         if chat and settings.chat_template:
             body["chat_template_kwargs"] = dict(settings.chat_template)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,9 @@ def make_pairs(
     claim(output, record)
     answers, failed = {}, {}
     for role, model in models.items():
-        answers[role], failed[role] = _answers(
-            prompts, role, model, output, settings, dtype, progress
-        )
+        # Of its own seed: with the same draws two models would agree more than they do.
+        own = replace(settings, seed=settings.seed_of(role))
+        answers[role], failed[role] = _answers(prompts, role, model, output, own, dtype, progress)
     for role, rows in failed.items():
         if rows:
             raise DataError(

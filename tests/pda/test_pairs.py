@@ -125,11 +125,19 @@ def test_chats_go_through_the_template(tmp_path: Path) -> None:
     assert answers(str(weak), [written_out], settings)["x"]["text"] == row["chosen"][0]["content"]
 
 
+def test_two_models_draw_apart(
+    models: tuple[str, str], prompts: list[Prompt], tmp_path: Path
+) -> None:
+    record = make_pairs(prompts, models[0], models[0], tmp_path, SAMPLED)
+    assert record["summary"]["agreement"] < 0.5
+
+
 def test_two_equal_models_leave_no_pair(
     models: tuple[str, str], prompts: list[Prompt], tmp_path: Path
 ) -> None:
+    greedy = Generation(max_new_tokens=5, batch_size=4)
     assert_refused(
-        lambda: make_pairs(prompts, models[0], models[0], tmp_path, SAMPLED),
+        lambda: make_pairs(prompts, models[0], models[0], tmp_path, greedy),
         DataError,
         "no pair is left of 20 prompts",
         "'identical': 20",
