@@ -28,6 +28,22 @@ def tsv(deltas, weights):
     return left @ np.diag(np.concatenate(values)) @ right.T
 
 
+def coverage(deltas, weights):
+    """K_U^-1/2 (sum w dW) K_V^-1/2, K the sums of the projectors, at the mean size."""
+    svds = [oracle.thin_svd(delta) for delta in deltas]
+    merged = oracle.linear(deltas, weights)
+    merged = _inverse_root(sum(u @ u.T for u, _, _ in svds)) @ merged
+    merged = merged @ _inverse_root(sum(v @ v.T for _, _, v in svds))
+    size = sum(abs(w) * np.linalg.norm(d) for w, d in zip(weights, deltas, strict=True))
+    return merged * (size / np.linalg.norm(merged))
+
+
+def _inverse_root(matrix):
+    values, vectors = np.linalg.eigh(matrix)
+    roots = np.array([1 / math.sqrt(value) if value > 1e-8 else 0.0 for value in values])
+    return (vectors * roots) @ vectors.T
+
+
 def in_core_space(method):
     """Run a method on the updates in an orthonormal basis of what they span."""
 
@@ -177,6 +193,7 @@ METHODS = {
     "task_arithmetic": linear,
     "concat": linear,
     "tsv": tsv,
+    "coverage": coverage,
     "iso_c": in_core_space(iso_c),
     "iso_cts": in_core_space(iso_cts),
     "knots_ties": knots_ties,

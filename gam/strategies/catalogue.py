@@ -148,6 +148,13 @@ BUILT_IN = (
         params=(_DENSITY,),
     ),
     Strategy(
+        name="coverage",
+        function="gam.strategies.coverage:coverage",
+        summary="Add up, each direction divided by how many adapters reach it, at their mean size.",
+        paper="",
+        rank="sum",
+    ),
+    Strategy(
         name="tsv",
         function="gam.strategies.tsv:tsv",
         summary="Make the singular vectors of all adapters orthogonal, then add up.",

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from gam.strategies.core import inverse_root
-from gam.updates import Basis, Product, Update
+from gam.updates import Basis, Product, Update, sized
 from gam_kernels import polar
 
 # A fixed point is reached when no entry of a rotation moves more than this.
@@ -33,7 +33,6 @@ _CONSENSUS_ITERATIONS = 200
 # Below these the answer rests on noise, and the user is told.
 _CLEAR_GAP = 0.1
 _CLEAR_OVERLAP = 1e-7
-_CANCELLED = 1e-9
 
 
 @dataclass(frozen=True)
@@ -104,21 +103,13 @@ def gam(
     if retract:
         root_left, root_right = inverse_root(left.gram()), inverse_root(right.gram())
         core = root_left @ core @ root_right
-    if match_norm:
-        inner = left.gram() @ core, core @ right.gram()
-        size = torch.linalg.vecdot(inner[0].flatten(-2), inner[1].flatten(-2))
-        norms = [abs(w) * update.norm() for update, w in zip(updates, weights, strict=True)]
-        wanted = torch.stack(norms).sum(0)
-        # Cores that cancel leave only rounding noise, which must not be blown up.
-        real = size > (_CANCELLED * wanted) ** 2
-        factor = torch.where(real, wanted * size.clamp_min(1e-300).rsqrt(), 1.0)
-        core = core * factor[:, None, None]
     diagnostics = {
         f"{name}_{key}": value
         for name, side in (("left", left), ("right", right))
         for key, value in side.diagnostics.items()
     }
-    return Product(left.mean, core, right.mean, diagnostics, _warnings(diagnostics))
+    product = Product(left.mean, core, right.mean, diagnostics, _warnings(diagnostics))
+    return sized(product, updates, weights) if match_norm else product
 
 
 def _choose(updates: Sequence[Update], reference: str | None) -> int:

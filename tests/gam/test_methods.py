@@ -35,7 +35,9 @@ TRIMMING = {"ties", "knots_ties", "core_ties", "ctm"}
 SINGLE = set(ALL) - {*TRIMMING, *ENTRYWISE, "iso_c", "iso_cts"}
 """Methods that give a single adapter back as it is."""
 IDENTICAL = {
-    **dict.fromkeys(("gam", "linear", "karcher", "multislerp"), lambda weights: sum(weights)),
+    **dict.fromkeys(
+        ("gam", "linear", "coverage", "karcher", "multislerp"), lambda weights: sum(weights)
+    ),
     **dict.fromkeys(("task_arithmetic", "concat"), lambda weights: sum(weights)),
     "tsv": lambda weights: sum(weights) / len(weights),
 }
@@ -290,6 +292,16 @@ def _inverse_root(matrix):
     values, vectors = np.linalg.eigh(matrix)
     roots = np.array([1 / math.sqrt(value) if value > 1e-8 else 0.0 for value in values])
     return (vectors * roots) @ vectors.T
+
+
+@given(shape=shapes, seed=seeds, weights=signed_weights)
+def test_coverage_is_tsv_at_the_mean_size(shape, seed, weights):
+    d, k, _ = shape
+    pairs = many((3 * d, 3 * k, shape[2]), seed)
+    expected = run("tsv", pairs, weights)
+    sizes = [abs(w) * np.linalg.norm(dense(*pair)) for pair, w in zip(pairs, weights, strict=True)]
+    expected = expected * (sum(sizes) / np.linalg.norm(expected))
+    assert oracle.relative_error(run("coverage", pairs, weights), expected) < 1e-7
 
 
 @given(seed=seeds, weights=signed_weights)

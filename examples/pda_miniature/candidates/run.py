@@ -1,7 +1,7 @@
 """Score all methods, and the candidates beside this file, on the deltas of finished worlds.
 
-    python experiments/run.py world-0 world-1 --split validation --write
-    python experiments/run.py --table
+    python examples/pda_miniature/candidates/run.py world-0 world-1 --split validation --write
+    python examples/pda_miniature/candidates/run.py --table
 
 Scores that results.jsonl has already are not made again.
 """
@@ -33,6 +33,7 @@ MERGES: dict[str, dict[str, Any]] = {
     "core TIES": {"method": "core_ties", "rank": "sum"},
     "CtM": {"method": "ctm"},
     "TSV": {"method": "tsv", "rank": "sum"},
+    "coverage": {"method": "coverage"},
     "Iso-C": {"method": "iso_c"},
     "Iso-CTS": {"method": "iso_cts"},
     "Karcher": {"method": "karcher", "rank": "sum"},

@@ -1,4 +1,4 @@
-"""The candidates in `experiments/` are methods like any other."""
+"""The candidate merges of the miniature are methods like any other."""
 
 import sys
 from pathlib import Path
@@ -10,13 +10,13 @@ from updates_support import dense, dense_product, factors, updates_of
 
 from gam import strategies
 
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+CANDIDATES = Path(__file__).resolve().parents[1] / "examples/pda_miniature/candidates"
 PAIRS = [factors(24, 20, 3, seed) for seed in range(3)]
 
 
 @pytest.fixture(autouse=True)
 def _candidates(monkeypatch):
-    monkeypatch.syspath_prepend(EXPERIMENTS)
+    monkeypatch.syspath_prepend(CANDIDATES)
     yield
     sys.modules.pop("gam_candidates", None)
 
