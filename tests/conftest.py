@@ -11,6 +11,9 @@ if not torch.cuda.is_available():
 
 # Also fills `torch.empty` with NaN, so that reading unwritten memory shows.
 torch.use_deterministic_algorithms(True)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores out; threads of theirs would wait for each other.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
