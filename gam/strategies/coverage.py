@@ -34,7 +34,7 @@ def coverage(updates: Sequence[Update], weights: Sequence[float]) -> Product:
     Raises:
         InexactError: The precision is float32, and some directions are nearly shared.
 
-    Source: this project; `examples/pda_miniature/candidates` has the evidence.
+    Source: this project; `examples/pda_miniature/candidates` in its repository has the evidence.
     """
     # With Q all bases side by side, K = Q Q^T and K^-1/2 Q = Q (Q^T Q)^-1/2.
     left, right = (

@@ -1,6 +1,6 @@
-"""Score all methods, and the candidates beside this file, on the deltas of finished worlds.
+"""Score all methods, and the candidates beside this file, on the recorded deltas of the miniature.
 
-    python examples/pda_miniature/candidates/run.py world-0 world-1 --split validation --write
+    python examples/pda_miniature/candidates/run.py --write
     python examples/pda_miniature/candidates/run.py --table
 
 Scores that results.jsonl has already are not made again.
@@ -13,14 +13,17 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # the candidates' package lies here
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # the candidates' package, and `world`
 
 RESULTS = HERE / "results.jsonl"
+RECORD = HERE.parent / "record"
+COUNTS = {"validation": 200, "test": 1000}  # questions of each skill
 MERGES: dict[str, dict[str, Any]] = {
     "average": {"method": "linear", "rank": "sum"},
     "sum": {"method": "task_arithmetic", "rank": "sum"},
@@ -29,7 +32,14 @@ MERGES: dict[str, dict[str, Any]] = {
     "GAM, match_norm": {"method": "gam", "match_norm": True},
     "GAM, consensus, match_norm": {"method": "gam", "match_norm": True, "reference": "consensus"},
     "TIES": {"method": "ties", "rank": 96},
+    "magnitude pruning": {"method": "magnitude_prune", "rank": 96},
+    "breadcrumbs": {"method": "breadcrumbs", "rank": 96},
+    "DARE": {"method": "dare_linear", "rank": 96},
+    "DARE-TIES": {"method": "dare_ties", "rank": 96},
+    "DELLA": {"method": "della", "rank": 96},
+    "DELLA, linear": {"method": "della_linear", "rank": 96},
     "KnOTS-TIES": {"method": "knots_ties", "rank": "sum"},
+    "KnOTS-DARE-TIES": {"method": "knots_dare_ties", "rank": "sum"},
     "core TIES": {"method": "core_ties", "rank": "sum"},
     "CtM": {"method": "ctm"},
     "TSV": {"method": "tsv", "rank": "sum"},
@@ -55,26 +65,30 @@ MERGES: dict[str, dict[str, Any]] = {
 }
 
 
-def score(world: Path, split: str, known: set[tuple[str, ...]]) -> Iterator[dict[str, Any]]:
+def score(
+    world: Path, split: str, names: Sequence[str], known: set[tuple[str, ...]]
+) -> Iterator[dict[str, Any]]:
     """Yield a record for each merge of all families of a world that is not known."""
+    from world import PRESETS, questions
+
     from gam import merge_adapters
     from gam.pda.evaluate import adapted, estimate, score_answers
     from gam.pda.generate import Generation, Local, load_model
     from gam.pda.prompts import load_prompts
 
-    report = json.loads((world / "run" / "report.json").read_text("utf-8"))
+    report = json.loads((world / "report.json").read_text("utf-8"))
     recipe = report["recipe"]
-    prompts = load_prompts(str(world / f"{split}.jsonl"))
+    rows = questions(PRESETS["cpu"], str(recipe["seed"]), split, COUNTS[split])
+    with tempfile.TemporaryDirectory() as scratch:
+        asked = Path(scratch) / "questions.jsonl"
+        asked.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        prompts = load_prompts(str(asked))
     student = Local(*load_model(str(world / "student"), recipe["dtype"]))
     settings = Generation(max_new_tokens=recipe["evaluation"]["max_new_tokens"], batch_size=1000)
-    deltas = {
-        (row["policy"], row["name"].removeprefix("delta ")): world / "run" / row["adapter"]
-        for row in report["rows"]
-        if row["kind"] == "delta"
-    }
     for policy, order in report["order"].items():
-        adapters = {family: str(deltas[policy, family]) for family in order}
-        for name, options in MERGES.items():
+        adapters = {family: str(world / f"{family}-{policy}") for family in order}
+        for name in names:
+            options = MERGES[name]
             case = {"world": str(recipe["seed"]), "policy": policy, "split": split, "merge": name}
             if tuple(case.values()) in known:
                 continue
@@ -128,7 +142,7 @@ def _cell(values: list[float], sign: str = "") -> str:
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("worlds", nargs="*", type=Path)
+    parser.add_argument("--merge", action="append", choices=MERGES, help="default: all")
     parser.add_argument("--split", choices=["validation", "test"], default="validation")
     parser.add_argument("--write", action="store_true", help="append to results.jsonl")
     parser.add_argument("--table", action="store_true", help="print the table of all results")
@@ -136,15 +150,15 @@ def main() -> None:
     lines = RESULTS.read_text("utf-8").splitlines() if RESULTS.exists() else []
     records = [json.loads(line) for line in lines]
     known = {(r["world"], r["policy"], r["split"], r["merge"]) for r in records}
-    for world in options.worlds:
-        for record in score(world, options.split, known):
-            records.append(record)
+    if options.table:
+        print("\n".join(table(records)))
+        return
+    for world in sorted(RECORD.glob("world-*")):
+        for record in score(world, options.split, options.merge or list(MERGES), known):
             print(json.dumps(record), flush=True)
             if options.write:
                 with RESULTS.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
-    if options.table:
-        print("\n".join(table(records)))
 
 
 if __name__ == "__main__":
