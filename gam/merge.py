@@ -192,7 +192,7 @@ def _merge_modules(
     if exact is None:
         exact = spectrum.values.square().sum(-1)
     gain = settings.scale * _restored(exact, inputs, weights) if calibrated else settings.gain
-    spectrum, exact = spectrum.scaled(gain), exact * gain**2
+    spectrum, exact = spectrum.scaled(gain), exact * gain * gain
 
     ranks = [_rank(module, values) for module, values in zip(modules, spectrum.values, strict=True)]
     spectrum = spectrum.cut(max(ranks))

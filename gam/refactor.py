@@ -122,7 +122,11 @@ def _svd(
     # The eigenvectors' signs are open: make the largest entry of each positive.
     largest = vectors.abs().argmax(dim=-2, keepdim=True)
     vectors = vectors * torch.where(vectors.gather(-2, largest) < 0, -1.0, 1.0)
-    others = wide.mT @ vectors / values[..., None, :columns].clamp_min(1e-300)
+    leading = values[..., :columns]
+    alive = leading > _NOISE * values[..., :1]
+    # Noise divided by next to nothing would overflow in what comes after.
+    inverse = torch.where(alive, leading.clamp_min(1e-300).reciprocal(), 0.0)
+    others = wide.mT @ vectors * inverse.unsqueeze(-2)
     left, right = (others, vectors) if tall else (vectors, others)
     return inner, left, values, right
 

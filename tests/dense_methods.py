@@ -17,7 +17,7 @@ def linear(deltas, weights):
 
 def tsv(deltas, weights):
     """Algorithm 1 of arXiv 2412.00081: keep a share of each SVD, orthogonalise, add up."""
-    keep = min(deltas[0].shape) // len(deltas)
+    keep = max(min(deltas[0].shape) // len(deltas), 1)
     lefts, values, rights = [], [], []
     for delta, weight in zip(deltas, weights, strict=True):
         u, s, v = oracle.thin_svd(weight * delta)

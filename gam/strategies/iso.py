@@ -62,13 +62,15 @@ def iso_cts(updates: Sequence[Update], weights: Sequence[float], *, common: floa
     """
     dtype = updates[0].left.side.dtype
     core, total = _sum(updates, weights)
-    dimensions = min(total.shape[-1], *updates[0].shape)
-    own = round((dimensions - int(dimensions * common)) / len(updates))
-    left, values, right = spectrum(total, dtype, dimensions - own * len(updates))
+    dimensions = [min(size) for size in core.sizes]
+    own = [round((count - int(count * common)) / len(updates)) for count in dimensions]
+    shared = [count - part * len(updates) for count, part in zip(dimensions, own, strict=True)]
+    left, values, right = _first(spectrum(total, dtype, max(shared)), shared)
     parts = [(left, values, right)]
     for matrix, weight in zip(core.matrices, weights, strict=True):
         rest = weight * (matrix - left @ (left.mT @ matrix))
-        parts.append(spectrum(rest, dtype, own, abs(weight) * torch.linalg.matrix_norm(matrix)))
+        size = abs(weight) * torch.linalg.matrix_norm(matrix)
+        parts.append(_first(spectrum(rest, dtype, max(own), size), own))
     u, values, v = (torch.cat(column, dim=-1) for column in zip(*parts, strict=True))
     u, v = (basis @ inverse_root(basis.mT @ basis, dtype) for basis in (u, v))
     return core.product(_mean(values) * u @ v.mT)
@@ -79,6 +81,16 @@ def _sum(updates: Sequence[Update], weights: Sequence[float]) -> tuple[Core, tor
     core = core_space(updates)
     terms = [weight * matrix for weight, matrix in zip(weights, core.matrices, strict=True)]
     return core, torch.stack(terms).sum(0)
+
+
+def _first(
+    triplets: tuple[torch.Tensor, torch.Tensor, torch.Tensor], counts: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return singular triplets with all but the first ones of each module set to zero."""
+    left, values, right = triplets
+    places = torch.arange(values.shape[-1], device=values.device)
+    kept = places < torch.tensor(counts, device=values.device)[:, None]
+    return left * kept.unsqueeze(-2), values * kept, right * kept.unsqueeze(-2)
 
 
 def _mean(values: torch.Tensor) -> torch.Tensor:

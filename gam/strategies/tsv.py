@@ -14,7 +14,7 @@ def tsv(updates: Sequence[Update], weights: Sequence[float]) -> Product:
     """Return the TSV-Merge of the updates, of rank ``sum r_i``.
 
     From ``dW_i = U_i S_i V_i^T`` each adapter keeps its ``min(d, k) // n`` leading singular
-    triplets. With U the kept left vectors of all adapters next to each other, V likewise and
+    triplets, at least one. With U the kept left vectors of all adapters next to each other, V likewise and
     S the singular values on one diagonal, the merge is ``polar(U) S polar(V)^T``: the bases
     replaced by the orthogonal ones nearest to them.
 
@@ -37,7 +37,7 @@ def tsv(updates: Sequence[Update], weights: Sequence[float]) -> Product:
     Source: Gargiulo et al. 2025, arXiv:2412.00081, section 4 and algorithm 1.
     """
     sides = updates[0].left.side, updates[0].right.side
-    most = min(updates[0].shape) // len(updates)
+    most = max(min(updates[0].shape) // len(updates), 1)
     cores, turns = [], []
     for update, weight in zip(updates, weights, strict=True):
         core = weight * update.core

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from updates_support import dense, dense_product, factors, updates_of
 
 from gam.adapter import Adapter, LowRank
+from gam.errors import AdapterError
 from gam.merge import merge_adapters
 from gam.strategies import STRATEGIES
 from gam.updates import Rows
@@ -413,3 +414,44 @@ def test_pico_leaves_one_adapter_as_it_is():
     pairs = many((16, 12, 3), seed=5, n=1)
     result = merged(adapters_with(pairs, None, None), "linear", calibrate="pico")
     assert oracle.relative_error(result, dense(*pairs[0])) < 1e-6
+
+
+# --- what went wrong once -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("common", [1.0, 0.8, 0.5, 0.3])
+def test_iso_cts_counts_only_directions_that_are_there(common):
+    """Adapters that share their input side reach fewer directions than they have columns."""
+    pairs = many((48, 64, 8), seed=2)
+    shared = [(b, pairs[0][1]) for b, _ in pairs]
+    deltas = [dense(*pair) for pair in shared]
+    expected = dense_methods.in_core_space(dense_methods.iso_cts)(deltas, [1, 1, 1], common=common)
+    result = run("iso_cts", shared, [1, 1, 1], common=common)
+    assert oracle.relative_error(result, expected) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (16, 1), (2, 3), (3, 2)])
+def test_fewer_directions_than_adapters(shape):
+    pairs = many((*shape, 1), seed=4)
+    for name in ALL:
+        assert np.isfinite(run(name, pairs, [0.5, 0.3, 0.2])).all(), name
+
+
+@pytest.mark.parametrize("name", ["linear", "concat", "iso_c", "tsv", "coverage"])
+def test_large_updates_of_low_rank_stay_finite(name):
+    pairs = many((24, 20, 4), seed=6)
+    adapters = [
+        Adapter({"w": LowRank(pairs[0][1] * 1e8, b * 1e8)}, {}, name=f"a{i}")
+        for i, (b, _) in enumerate(pairs)
+    ]
+    result = merge_adapters(adapters, method=name, rank="sum")
+    assert torch.isfinite(result.modules["w"].delta()).all()
+    assert all(abs(cosine) <= 1 + 1e-6 for cosine in result.report.cosines.values())
+
+
+@pytest.mark.parametrize("options", [{"scale": 1e300}, {"weights": [1e200, 1], "normalize": False}])
+def test_what_overflows_is_refused(options):
+    pairs = many((24, 20, 4), seed=6)[:2]
+    adapters = [Adapter({"w": LowRank(a, b)}, {}, name=f"a{i}") for i, (b, a) in enumerate(pairs)]
+    with pytest.raises(AdapterError, match="overflow"):
+        merge_adapters(adapters, method="linear", **options)
