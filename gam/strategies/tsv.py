@@ -14,9 +14,9 @@ def tsv(updates: Sequence[Update], weights: Sequence[float]) -> Product:
     """Return the TSV-Merge of the updates, of rank ``sum r_i``.
 
     From ``dW_i = U_i S_i V_i^T`` each adapter keeps its ``min(d, k) // n`` leading singular
-    triplets, at least one. With U the kept left vectors of all adapters next to each other, V likewise and
-    S the singular values on one diagonal, the merge is ``polar(U) S polar(V)^T``: the bases
-    replaced by the orthogonal ones nearest to them.
+    triplets, at least one. With U the kept left vectors of all adapters next to each other,
+    V likewise and S the singular values on one diagonal, the merge is ``polar(U) S polar(V)^T``:
+    the bases replaced by the orthogonal ones nearest to them.
 
     For adapters that keep all of their rank, which is the rule for LoRA, this is
     ``K_U^-1/2 (sum_i w_i dW_i) K_V^-1/2`` with ``K_U = sum_i U_i U_i^T``: the sum where
