@@ -92,6 +92,7 @@ def measure(
     devices = {name: device if name in STRATEGIES else "cpu" for name in commands}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     errors = {}
+    shutil.rmtree(out, ignore_errors=True)
     for command in commands.values():  # what is on disk comes into the cache
         _spawn([*command, *(["--dry-run"] if command[0] == "gam-merge" else [])])
     for run in range(runs):
