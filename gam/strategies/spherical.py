@@ -12,14 +12,22 @@ from collections.abc import Sequence
 
 import torch
 
-from gam.updates import Product, Update, block_diagonal
+from gam.updates import InexactError, Product, Update, block_diagonal
 
 # The iteration ends when no coefficient of a mean moves further than this.
 _TOLERANCE = 1e-12
 _ITERATIONS = 200
 # Directions whose sum is this short point every way: there is no mean.
-_CANCELLED = 1e-9
-_OPPOSITE = "the updates point in opposite directions, so they have no mean on the sphere"
+_CANCELLED = 1e-5
+# A cosine this near to -1 (0.8 degrees) is opposite: rounding to bfloat16 comes to about 1e-5.
+_ANTIPODAL = 1e-4
+# Directions whose Gram matrix has a smaller eigenvalue are dependent; where one is opposite to
+# a mean of the others they always are, and float32 cannot tell by how much.
+_DEPENDENT = {torch.float64: 1e-12, torch.float32: 1e-4}
+_OPPOSITE = (
+    "the updates point in opposite directions, so they have no mean on the sphere; the direction "
+    "of their weighted sum is taken, and zero where that cancels"
+)
 
 
 def karcher(updates: Sequence[Update], weights: Sequence[float]) -> Product:
@@ -27,15 +35,19 @@ def karcher(updates: Sequence[Update], weights: Sequence[float]) -> Product:
 
     From ``x = sum_i w_i u_i``, made a unit vector, the step ``x <- exp_x(sum_i w_i
     log_x(u_i))`` is repeated until x stays. For two adapters this is spherical linear
-    interpolation (slerp), and one step is enough.
+    interpolation (slerp), and one step is enough. The logarithm of a direction opposite to x is
+    not defined: a module where one comes up is left at the first x, with a warning.
 
     Args:
         updates: One per adapter, batched over m modules.
         weights: One per update.
 
     Returns:
-        A combination of the updates, exact at rank ``sum r_i``; zero where the updates point
-        in opposite directions.
+        A combination of the updates, exact at rank ``sum r_i``; zero where the weighted
+        directions cancel.
+
+    Raises:
+        InexactError: The precision is float32, and the directions are nearly dependent.
 
     Source: Karcher 1977, doi:10.1002/cpa.3160300502; on spheres: Buss and Fillmore 2001,
         doi:10.1145/502122.502124.
@@ -55,6 +67,9 @@ def multislerp(updates: Sequence[Update], weights: Sequence[float]) -> Product:
     Returns:
         As `karcher`.
 
+    Raises:
+        InexactError: As `karcher`.
+
     Source: the Multi-SLERP of mergekit, github.com/arcee-ai/mergekit, docs/merge_methods.md.
     """
     return _mean(updates, weights, 1)
@@ -69,25 +84,34 @@ def _mean(updates: Sequence[Update], weights: Sequence[float], iterations: int) 
     gram = _inner_products(updates, cores)
     shares = gram.new_tensor([abs(weight) for weight in weights]).expand_as(sizes)
     shares = shares / shares.sum(-1, keepdim=True)
+    values, vectors = torch.linalg.eigh(gram)
+    limit = _DEPENDENT[updates[0].left.side.dtype]
+    if limit > _DEPENDENT[torch.float64] and bool((values < limit).any()):
+        raise InexactError
+    # What a step adds along combinations of the directions that are zero would only grow.
+    spanned = (vectors * (values > limit).unsqueeze(-2)) @ vectors.mT
     # The mean is x = sum_i c_i u_i, always of length one.
     length = _length(shares, gram)
-    point = shares / length.clamp_min(_CANCELLED)
+    opposite = length <= _CANCELLED
+    start = point = torch.where(opposite, 0.0, shares / length.clamp_min(_CANCELLED))
     for _ in range(iterations):
         cosines = (gram @ point.unsqueeze(-1)).squeeze(-1).clamp(-1, 1)
+        opposite = opposite | (cosines < _ANTIPODAL - 1).any(-1, keepdim=True)
         # log_x(u) = (u - cos(t) x) t / sin(t), and sinc(t / pi) = sin(t) / t.
         factors = shares / torch.sinc(torch.arccos(cosines) / torch.pi).clamp_min(_CANCELLED)
         tangent = factors - (factors * cosines).sum(-1, keepdim=True) * point
         angle = _length(tangent, gram)
         moved = torch.cos(angle) * point + torch.sinc(angle / torch.pi) * tangent
+        moved = (spanned @ moved.unsqueeze(-1)).squeeze(-1)
         moved = moved / _length(moved, gram).clamp_min(_CANCELLED)
+        moved = torch.where(opposite, start, moved)
         change = float((moved - point).abs().max())
         point = moved
         if change <= _TOLERANCE:
             break
-    alive = length > _CANCELLED
-    point = torch.where(alive, sizes.sum(-1, keepdim=True) * point, 0.0)
+    point = sizes.sum(-1, keepdim=True) * point
     terms = [c[:, None, None] * x for c, x in zip(point.unbind(-1), cores, strict=True)]
-    lost = torch.nonzero(~alive.squeeze(-1)).flatten().tolist()
+    lost = torch.nonzero(opposite.squeeze(-1)).flatten().tolist()
     return Product(None, block_diagonal(terms), None, {}, {_OPPOSITE: lost} if lost else {})
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from updates_support import dense, dense_product, factors, updates_of
 
@@ -33,6 +33,8 @@ HALF_ENTRYWISE = {"knots_ties"}
 """Methods that look at single entries on the input side only."""
 TRIMMING = {"ties", "knots_ties", "core_ties", "ctm"}
 """Methods that keep the largest entries of something; of the weights only the ratios matter."""
+SPHERICAL = ["karcher", "multislerp"]
+"""Methods that average directions and sizes apart."""
 SINGLE = set(ALL) - {*TRIMMING, *ENTRYWISE, "iso_c", "iso_cts"}
 """Methods that give a single adapter back as it is."""
 IDENTICAL = {
@@ -327,7 +329,7 @@ def test_iso_cts_with_everything_common_is_iso_c(shape, seed, weights):
     assert oracle.relative_error(run("iso_cts", pairs, weights, common=1), expected) < 1e-7
 
 
-@pytest.mark.parametrize("name", ["karcher", "multislerp"])
+@pytest.mark.parametrize("name", SPHERICAL)
 @given(shape=shapes, seed=seeds, t=st.floats(0.05, 0.95))
 def test_spherical_means_of_two_are_slerp(name, shape, seed, t):
     pairs = many(shape, seed, n=2)
@@ -335,12 +337,67 @@ def test_spherical_means_of_two_are_slerp(name, shape, seed, t):
     assert oracle.relative_error(run(name, pairs, [1 - t, t]), expected) < 1e-7
 
 
-def test_opposite_updates_have_no_mean_on_the_sphere():
-    b, a = factors(20, 16, 3, seed=1)
-    updates = updates_of([(b, a), (-b, a)])
-    product = STRATEGIES["karcher"].load()(updates, [0.5, 0.5])
-    assert not dense_product(updates, product).any()
-    assert [rows for rows in product.warnings.values()] == [[0]]
+@pytest.mark.parametrize("name", SPHERICAL)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@given(
+    seed=seeds,
+    weights=st.lists(st.sampled_from([-2, -1, -0.5, 0.5, 1, 3]), min_size=2, max_size=6).filter(
+        lambda weights: min(weights) < 0 < max(weights)
+    ),
+)
+@example(seed=1, weights=[2, 1, -1])
+@example(seed=1, weights=[1, -0.5])
+@example(seed=1, weights=[1, -1])
+def test_opposite_copies_keep_the_direction_of_their_sum(name, dtype, seed, weights):
+    b, a = factors(20, 16, 3, seed=seed, dtype=dtype)
+    copies = [Adapter({"w": LowRank(a, b)}, {}, name=f"a{i}") for i in range(len(weights))]
+    result = merge_adapters(
+        copies, method=name, weights=weights, rank=3, normalize=False, dtype="float32"
+    )
+    update, report = result.modules["w"], result.report
+    expected = np.sign(sum(weights)) * np.abs(weights).sum() * dense(b, a)
+    found = dense(update.lora_b, update.lora_a)
+    assert np.linalg.norm(found - expected) < 1e-6 * np.linalg.norm(dense(b, a))
+    assert any("opposite directions" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize("name", SPHERICAL)
+def test_copies_rounded_apart_are_opposite(name):
+    """The same update, its length split differently into factors, and then rounded."""
+    b, a = factors(200, 160, 3, seed=1)
+    pairs = [(b.bfloat16(), a.bfloat16()), ((3 * b).bfloat16(), (a / 3).bfloat16())]
+    copies = [Adapter({"w": LowRank(a, b)}, {}, name=f"a{i}") for i, (b, a) in enumerate(pairs)]
+    result = merge_adapters(copies, method=name, weights=[1, -0.5], normalize=False)
+    assert result.report.norm_ratio == pytest.approx(1.5, rel=1e-2)
+    assert min(abs(cosine) for cosine in result.report.cosines.values()) > 0.999
+    assert any("opposite directions" in warning for warning in result.report.warnings)
+
+
+@pytest.mark.parametrize("name", SPHERICAL)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@given(
+    seed=seeds,
+    sources=st.lists(st.integers(0, 2), min_size=2, max_size=6),
+    weights=st.lists(st.floats(0.01, 2.0) | st.floats(-2.0, -0.01), min_size=6, max_size=6),
+    noise=st.sampled_from([0, 1e-9, 1e-6, 1e-4, 1e-2]),
+)
+def test_spherical_means_of_near_copies_are_finite(name, dtype, seed, sources, weights, noise):
+    copies = []
+    for i, source in enumerate(sources):
+        b, a = factors(20, 16, 3, seed=1000 * seed + source, dtype=torch.float64)
+        change, _ = factors(20, 16, 3, seed=1000 * seed + 10 + i, dtype=torch.float64)
+        pair = LowRank(a.to(dtype), (b + noise * change).to(dtype))
+        copies.append(Adapter({"w": pair}, {}, name=f"a{i}"))
+    used = weights[: len(sources)]
+    report = merge_adapters(
+        copies, method=name, weights=used, rank=16, normalize=False, dtype="float32"
+    ).report
+    assert math.isfinite(report.norm_ratio)
+    if report.norm_ratio > 1e-9:
+        sizes = [np.linalg.norm(update.modules["w"].delta()) for update in copies]
+        size = np.abs(used) @ sizes / np.mean(sizes)
+        assert report.norm_ratio == pytest.approx(size, rel=1e-4)
+        assert all(abs(cosine) <= 1 + 1e-6 for cosine in report.cosines.values())
 
 
 def test_task_arithmetic_and_concat_are_linear_with_other_defaults():
