@@ -172,6 +172,8 @@ def plan_merge(
     adapters = list(adapters.values() if isinstance(adapters, Mapping) else adapters)
     if not adapters:
         raise OptionError("adapters: got none; give at least one to merge")
+    for label in labels or []:
+        check_label(label)
     flags = {
         "normalize": False if normalize is None else normalize,
         "uniform_rank": uniform_rank,
@@ -186,7 +188,7 @@ def plan_merge(
         raise OptionError(f"calibrate: got {calibrate!r}, expected {listed}", "calibrate")
     if missing not in ("zero", "renormalize"):
         raise OptionError(f"missing: got {missing!r}, expected 'zero' or 'renormalize'", "missing")
-    if dtype != "auto" and dtype not in _DTYPES:
+    if dtype not in ["auto", *_DTYPES]:
         raise OptionError(f"dtype: got {dtype!r}, expected auto, {', '.join(_DTYPES)}", "dtype")
     if alpha is not None and not is_number(alpha):
         raise OptionError(f"alpha: got {alpha!r}, expected a finite number", "alpha")
@@ -244,6 +246,16 @@ def plan_merge(
         dtype=_output_dtype(present) if dtype == "auto" else _DTYPES[dtype],
         device=chosen,
     )
+
+
+def check_label(label: Any, where: str = "") -> None:
+    """Refuse a label of an adapter that is blank, or no text at all.
+
+    Raises:
+        OptionError: It is; the message starts with ``where``.
+    """
+    if not isinstance(label, str) or not label.strip():
+        raise OptionError(f"{where}adapters: got {label!r} as a label, expected a name")
 
 
 def _labels(adapters: Sequence[Any]) -> list[str]:

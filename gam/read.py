@@ -119,7 +119,7 @@ def read_adapter(
             config_sha256=None if config is None else _sha256(config_path),
             alpha=alpha if scalings.used_given_alpha else None,
         )
-    return Adapter(modules, scalings.config, name or default_name(path), source)
+    return Adapter(modules, scalings.config, default_name(path) if name is None else name, source)
 
 
 def check_modules(modules: Mapping[str, LowRank], where: str) -> dict[str, LowRank]:

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import os
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from gam.document import parse
 from gam.errors import AdapterError, OptionError, PluginError
 from gam.files import REPORT_NAME
 from gam.hub.names import HubName, parse_name
-from gam.plan import Given, Plan, plan_merge
+from gam.plan import Given, Plan, check_label, plan_merge
 from gam.settings import MODULE_OPTIONS
 
 _Adapters = Sequence[Given] | Mapping[str, Given]
@@ -29,6 +30,14 @@ _OPTIONS = [
     for name, parameter in inspect.signature(plan_merge).parameters.items()
     if parameter.kind is parameter.KEYWORD_ONLY and name != "expect"
 ]
+
+# What a record holds, by what messages call it.
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "an object": dict,
+    "a list": list,
+    "text": str,
+    "text or null": (str, type(None)),
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,8 @@ class Recipe:
                 )
             return dict(zip(own, given, strict=True))
         if not own:
-            raise OptionError("adapters: got none; give at least one to merge")
+            at = "" if own is None else self._at("adapters")
+            raise OptionError(f"{at}adapters: got none; give at least one to merge")
         if not isinstance(own, Mapping):
             return own
         found: dict[str, Given] = {}
@@ -141,8 +151,12 @@ class Recipe:
         except OptionError as error:
             if not error.path or error.path[0] in given or error.path[0] not in self.options:
                 raise
-            line = f", line {_line(self.lines, error.path)}" if self.lines else ""
-            raise OptionError(f"{self.where}{line}: {error}", *error.path) from None
+            raise OptionError(f"{self._at(*error.path)}{error}", *error.path) from None
+
+    def _at(self, *path: str) -> str:
+        """Return the file and, where it is known, the line of an option."""
+        line = f", line {_line(self.lines, path)}" if self.lines else ""
+        return f"{self.where}{line}: "
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -169,6 +183,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     if (record := _as_json(text)) is not None:
         if "gam_merge" in record:
             return _read_record(record, file, where)
+        _check_kind(record, where)
         text = text.replace("\t", " ")  # as white space, which YAML allows less of
     value, lines = parse(text, where)
     if not isinstance(value, dict):
@@ -190,6 +205,19 @@ def _as_json(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _check_kind(value: Mapping[str, Any], where: str) -> None:
+    """Refuse an object that is one of the other files that lie about a merge."""
+    kind = None
+    if "peft_type" in value:
+        kind = "the config of an adapter"
+    elif {"options", "inputs", "modules"} <= value.keys():
+        kind = "the plan that --dry-run --json prints"
+    if kind is not None:
+        raise OptionError(
+            f"{where}: got {kind}, expected a recipe, or the {REPORT_NAME} of a merge"
+        )
 
 
 def _line(lines: Mapping[_Path, int], path: _Path) -> int:
@@ -227,17 +255,20 @@ def _check_names(options: Mapping[str, Any], lines: Mapping[_Path, int], where: 
             for name in own
         ]
     wrong = []
+    lists: dict[str, None] = {}  # each is shown once
     for path, names in paths:
         if path[-1] not in names:
             near = difflib.get_close_matches(path[-1], names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+            hint = f"; did you mean {near[0]!r}?" if near else ""
             wrong.append((_line(lines, path), f"{path[-1]!r}", hint))
+            if not near:
+                lists[f"; known {'in modules ' if path[1:] else ''}are {', '.join(names)}"] = None
     if len(wrong) == 1:
         line, name, hint = wrong[0]
-        raise OptionError(f"{where}, line {line}: unknown option {name}; {hint}")
+        raise OptionError(f"{where}, line {line}: unknown option {name}{hint}{''.join(lists)}")
     if wrong:
-        listed = ", ".join(f"{name} (line {line}; {hint})" for line, name, hint in wrong)
-        raise OptionError(f"{where}: unknown options: {listed}")
+        listed = ", ".join(f"{name} (line {line}{hint})" for line, name, hint in wrong)
+        raise OptionError(f"{where}: unknown options: {listed}{''.join(lists)}")
 
 
 def _adapters(value: Any, lines: Mapping[_Path, int], file: Path, where: str) -> _Adapters | None:
@@ -250,6 +281,8 @@ def _adapters(value: Any, lines: Mapping[_Path, int], file: Path, where: str) ->
             f"{where}, line {lines['adapters',]}: adapters: got {value!r}, expected a list of "
             "paths or names on the Hub, or labels with one each"
         )
+    for label in value if isinstance(value, dict) else ():
+        check_label(label, f"{where}, line {_line(lines, ('adapters', label))}: ")
     found = [_place(place, file.parent) for place in places]
     return dict(zip(value, found, strict=True)) if isinstance(value, dict) else found
 
@@ -268,22 +301,62 @@ def _from(folder: Path, source: str) -> Path:
 
 def _read_record(record: Mapping[str, Any], file: Path, where: str) -> Recipe:
     """Return the recipe of a recorded merge."""
+    options = dict(_field(record, "options", "an object", where))
+    for name in ("adapters", "expect"):  # what the inputs say
+        if name in options:
+            got = reprlib.repr(options[name])
+            raise _not_a_record(f"options.{name}", got, "no such option", where)
+    entries = _objects(record, "inputs", where)
+    if not entries:
+        raise _not_a_record("inputs", "[]", "at least one", where)
+    adapters: dict[str, Path | HubName | None] = {}
+    expect = {}
     # What --json printed says where the folder of the record is.
-    folder = Path(record["output"]) if "output" in record else file.resolve().parent
-    try:
-        options = dict(record["options"])
-        inputs = {entry["name"]: entry for entry in record["inputs"]}
-        expect = {name: (own["sha256"], own["config_sha256"]) for name, own in inputs.items()}
-        sources = {name: (entry["source"], entry.get("commit")) for name, entry in inputs.items()}
-        packages = {options["method"]: record.get("package", "")}
-        for module in record["modules"]:
-            own = module["settings"]
-            packages.update({own["method"]: own.get("package", "")} if "method" in own else {})
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise OptionError(f"{where}: not a complete record of a merge") from None
-    adapters = {
-        name: source and (parse_name(source) if commit else _from(folder, source))
-        for name, (source, commit) in sources.items()
-    }
+    folder = Path(_field({"output": "", **record}, "output", "text", where))
+    folder = folder if "output" in record else file.resolve().parent
+    for at, entry in entries:
+        label = _field(entry, f"{at}.name", "text", where)
+        check_label(label, f"{where}: {at}.name: ")
+        source = _field(entry, f"{at}.source", "text or null", where)
+        expect[label] = (
+            _field(entry, f"{at}.sha256", "text or null", where),
+            _field(entry, f"{at}.config_sha256", "text or null", where),
+        )
+        if _field({"commit": None, **entry}, f"{at}.commit", "text or null", where):
+            adapters[label] = parse_name(source or "")
+            if adapters[label] is None:
+                got = reprlib.repr(source)
+                raise _not_a_record(f"{at}.source", got, "a name on the Hub", where)
+        else:
+            adapters[label] = _from(folder, source) if source else None
+    method = _field(options, "options.method", "text", where)
+    packages = {method: _field({"package": "", **record}, "package", "text", where)}
+    for at, module in _objects(record, "modules", where):
+        own = _field(module, f"{at}.settings", "an object", where)
+        if "method" in own:
+            own = {"package": "", **own}
+            method = _field(own, f"{at}.settings.method", "text", where)
+            packages[method] = _field(own, f"{at}.settings.package", "text", where)
     version = str(record["gam_merge"])
     return Recipe(where, adapters, _given(options), {}, expect, version, packages)
+
+
+def _objects(record: Mapping[str, Any], name: str, where: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the objects of a list in a record, each with what to call it."""
+    items = {f"{name}[{i}]": item for i, item in enumerate(_field(record, name, "a list", where))}
+    return [(at, _field(items, at, "an object", where)) for at in items]
+
+
+def _field(owner: Mapping[str, Any], path: str, expected: str, where: str) -> Any:
+    """Return the value at the end of a path in a record, refused where it is another kind."""
+    name = path.rpartition(".")[2]
+    if name in owner and isinstance(owner[name], _KINDS[expected]):
+        return owner[name]
+    got = reprlib.repr(owner[name]) if name in owner else "nothing"
+    raise _not_a_record(path, got, expected, where)
+
+
+def _not_a_record(path: str, got: str, expected: str, where: str) -> OptionError:
+    return OptionError(
+        f"{where}: not a complete record of a merge: {path}: got {got}, expected {expected}"
+    )

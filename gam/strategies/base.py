@@ -48,6 +48,15 @@ class Param:
         )
         return self.kind.upper() + (f" from {low}" if low else "") + (f" to {high}" if high else "")
 
+    @property
+    def bounds(self) -> str:
+        """What a number must be, as the refusal of one says it."""
+        if math.isfinite(self.minimum) and math.isfinite(self.maximum):
+            return f" from {self.minimum:g} to {self.maximum:g}"
+        if math.isfinite(self.minimum):
+            return f", {self.minimum:g} or more"
+        return f", {self.maximum:g} or less"
+
 
 @dataclass(frozen=True)
 class Strategy:
@@ -141,10 +150,7 @@ class Strategy:
         if not math.isfinite(number) or (param.kind == "int" and number != int(number)):
             raise OptionError(f"{where}: got {value!r}, expected {word}")
         if not param.minimum <= number <= param.maximum:
-            raise OptionError(
-                f"{where}: got {value!r}, expected {word} "
-                f"from {param.minimum:g} to {param.maximum:g}"
-            )
+            raise OptionError(f"{where}: got {value!r}, expected {word}{param.bounds}")
         return int(number) if param.kind == "int" else number
 
 

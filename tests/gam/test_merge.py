@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from support import make_adapter
 from updates_support import dense, factors, formed
 
 from gam import load_adapter
@@ -402,6 +403,15 @@ def test_no_adapters_are_refused():
     for one in ("path/of/one", Path("one"), adapter("a")):
         with pytest.raises(OptionError, match="adapters: got one"):
             merge_adapters(one)
+
+
+@pytest.mark.parametrize("label", ["", " \t", 5, None])
+def test_a_label_that_is_no_name_is_refused(label, tmp_path):
+    folder = make_adapter(tmp_path / "a")
+    for given in (folder, adapter("a")):
+        with pytest.raises(OptionError) as caught:
+            merge_adapters({label: given, "b": folder})
+        assert str(caught.value) == f"adapters: got {label!r} as a label, expected a name"
 
 
 def test_any_iterable_of_adapters_will_do():

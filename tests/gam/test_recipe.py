@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from support import assert_refused, make_adapter, make_file, memory_adapter
 
 import gam
 from gam import Adapter, merge_adapters
+from gam.cli import main
 from gam.errors import AdapterError, OptionError
 from gam.plan import plan_merge
 from gam.recipe import Recipe, read_recipe
@@ -225,9 +227,37 @@ def test_a_config_that_appears_beside_a_bare_file_is_a_change(tmp_path: Path) ->
             OptionError,
             "out/gam_merge.json: unknown method 'median'; choose one of: ",
         ),
-        ({"options": 3}, OptionError, "out/gam_merge.json: not a complete record of a merge"),
-        ({"inputs": [{}]}, OptionError, "out/gam_merge.json: not a complete record of a merge"),
-        ({"modules": [{}]}, OptionError, "out/gam_merge.json: not a complete record of a merge"),
+        (
+            {"options": 3},
+            OptionError,
+            "out/gam_merge.json: not a complete record of a merge: options: got 3, expected an "
+            "object",
+        ),
+        ({"inputs": []}, OptionError, "a merge: inputs: got [], expected at least one"),
+        ({"inputs": [3]}, OptionError, "a merge: inputs[0]: got 3, expected an object"),
+        ({"inputs": [{}]}, OptionError, "a merge: inputs[0].name: got nothing, expected text"),
+        ({"modules": [{}]}, OptionError, "modules[0].settings: got nothing, expected an object"),
+        ({"modules": [{"settings": {"method": []}}]}, OptionError, "modules[0].settings.method: "),
+        ({"output": 5}, OptionError, "a merge: output: got 5, expected text"),
+        ({"output": None}, OptionError, "a merge: output: got None, expected text"),
+        ({"package": 5}, OptionError, "a merge: package: got 5, expected text"),
+        ({"options": {"method": ["gam"]}}, OptionError, "a merge: options.method: got ['gam'], "),
+        (
+            {"options": {"method": "gam", "expect": 5}},
+            OptionError,
+            "out/gam_merge.json: not a complete record of a merge: options.expect: got 5, expected "
+            "no such option",
+        ),
+        (
+            {"options": {"method": "gam", "adapters": ["a"]}},
+            OptionError,
+            "options.adapters: got ['a'], expected no such option",
+        ),
+        (
+            {"options": {"method": "gam", "given": 1}},
+            OptionError,
+            "out/gam_merge.json: method 'gam' has no parameter 'given'",
+        ),
         (
             {"modules": [{"settings": {"method": "ties", "package": "other 2.0"}}]},
             AdapterError,
@@ -250,6 +280,66 @@ def test_a_record_that_cannot_be_followed_is_refused(
     record = Path("out/gam_merge.json")
     record.write_text(json.dumps({**json.loads(record.read_text()), **change}))
     assert_refused(lambda: merge_adapters(config="out"), error, message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": ""}, "out/gam_merge.json: inputs[0].name: adapters: got '' as a label"),
+        ({"source": 5}, "inputs[0].source: got 5, expected text or null"),
+        ({"sha256": 5}, "inputs[0].sha256: got 5, expected text or null"),
+        ({"config_sha256": []}, "inputs[0].config_sha256: got [], expected text or null"),
+        ({"commit": 5}, "inputs[0].commit: got 5, expected text or null"),
+        ({"commit": "c0"}, "inputs[0].source: got '../in/a', expected a name on the Hub"),
+        (
+            {"commit": "c0", "source": None},
+            "inputs[0].source: got None, expected a name on the Hub",
+        ),
+    ],
+    ids=str,
+)
+def test_an_input_of_a_record_that_cannot_be_followed_is_refused(
+    change: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    make_three(tmp_path / "in")
+    merge_adapters(["in/a", "in/b"], output="out")
+    file = Path("out/gam_merge.json")
+    record = json.loads(file.read_text())
+    record["inputs"][0].update(change)
+    file.write_text(json.dumps(record))
+    for allow_changes in (False, True):
+        assert_refused(
+            lambda allowed=allow_changes: merge_adapters(config="out", allow_changes=allowed),
+            OptionError,
+            "out/gam_merge.json: ",
+            message,
+        )
+
+
+def test_another_file_in_place_of_a_recipe_is_called_what_it_is(tmp_path: Path) -> None:
+    first, second, _ = make_three(tmp_path / "in")
+    assert_refused(
+        lambda: merge_adapters(config=first / "adapter_config.json"),
+        OptionError,
+        "in/a/adapter_config.json: got the config of an adapter, expected a recipe, or the "
+        "gam_merge.json of a merge",
+    )
+    printed = CliRunner().invoke(main, [str(first), str(second), "--dry-run", "--json"])
+    Path("plan.json").write_text(printed.stdout)
+    assert_refused(
+        lambda: merge_adapters(config="plan.json"),
+        OptionError,
+        "plan.json: got the plan that --dry-run --json prints, expected a recipe, or the "
+        "gam_merge.json of a merge",
+    )
+
+
+def test_the_known_options_are_listed_once() -> None:
+    with pytest.raises(OptionError) as caught:
+        read_recipe(recipe("qqq: 1\nzzz: 2\nmodules: {'*': {qqq: 1}, '*.a': {zzz: 1}}\n"))
+    text = str(caught.value)
+    assert text.startswith("recipe.yaml: unknown options: 'qqq' (line 1), 'zzz' (line 2), 'qqq' (")
+    assert text.count("; known are adapters, ") == text.count("; known in modules are ") == 1
 
 
 def test_another_version_is_followed_where_changes_are_allowed(tmp_path: Path) -> None:
@@ -386,8 +476,8 @@ def test_adapters_in_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ),
         (
             "modules:\n  '*':\n    dtype: float32\n",
-            "recipe.yaml, line 3: unknown option 'dtype'; known are method, weights, scale, rank, "
-            "skip, ",
+            "recipe.yaml, line 3: unknown option 'dtype'; known in modules are method, weights, "
+            "scale, rank, skip, ",
         ),
         ("output: x\n", "recipe.yaml, line 1: unknown option 'output'; known are adapters, "),
         ("method: ties\nmethod: gam\n", "recipe.yaml, line 2: 'method' is given twice"),
@@ -398,7 +488,18 @@ def test_adapters_in_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "or labels with one each",
         ),
         ("\nadapters: {a: 3}\n", "recipe.yaml, line 2: adapters: got {'a': 3}, expected a list"),
-        ("adapters: []\n", "adapters: got none; give at least one to merge"),
+        (
+            "\nadapters: []\n",
+            "recipe.yaml, line 2: adapters: got none; give at least one to merge",
+        ),
+        (
+            "adapters:\n  x: a\n  '': b\n",
+            "recipe.yaml, line 3: adapters: got '' as a label, expected a name",
+        ),
+        (
+            "adapters: {' ': a}\n",
+            "recipe.yaml, line 1: adapters: got ' ' as a label, expected a name",
+        ),
         ("method: tie\n", "recipe.yaml, line 1: unknown method 'tie'; choose one of: "),
         (
             "method: ties\nweights: [1]\n",
@@ -421,6 +522,7 @@ def test_adapters_in_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "recipe.yaml, line 1: missing: got 'x', expected 'zero' or 'renormalize'",
         ),
         ("dtype: int8\n", "recipe.yaml, line 1: dtype: got 'int8', expected auto, float32"),
+        ("dtype: []\n", "recipe.yaml, line 1: dtype: got [], expected auto, float32"),
         ("alpha: 3\n", "recipe.yaml, line 1: alpha: every adapter states its own alpha"),
         (
             "modules:\n  '*.q_proj':\n    rank: 2\n    rank : 3\n",
@@ -443,7 +545,8 @@ def test_adapters_in_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ),
         (
             "x: &x {wieght: 1}\nmodules:\n  '*': *x\n",
-            "recipe.yaml: unknown options: 'x' (line 1; ",
+            "recipe.yaml: unknown options: 'x' (line 1), 'wieght' (line 3; did you mean 'weights'?)"
+            "; known are adapters, method, ",
         ),
         ("modules: [1]\n", "recipe.yaml, line 1: modules: got [1], expected patterns with options"),
         (

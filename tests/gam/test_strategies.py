@@ -69,6 +69,7 @@ VALUES = {
     "INT": Param("x", "int", 1, ""),
     "INT from 1": Param("x", "int", 1, "", minimum=1),
     "FLOAT from 0 to 0.5": Param("x", "float", 0, "", minimum=0, maximum=0.5),
+    "FLOAT to 0.5": Param("x", "float", 0, "", maximum=0.5),
     "NAME|INDEX|all": Param("x", "adapter", None, "", choices=("all",)),
     "a|b": Param("x", "choice", "a", "", choices=("a", "b")),
 }
@@ -86,6 +87,21 @@ def test_a_choice_takes_its_words_only(value):
     assert_refused(
         lambda: strategy.check({"x": value}, []), OptionError, "x of method 'm'", "one of: a, b"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text"),
+    [
+        ("INT from 1", 0, "got 0, expected a whole number, 1 or more"),
+        ("FLOAT from 0 to 0.5", 2, "got 2, expected a number from 0 to 0.5"),
+        ("FLOAT to 0.5", 2, "got 2, expected a number, 0.5 or less"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_with_the_bounds_it_has(kind, value, text):
+    strategy = Strategy("m", print, "", "", (VALUES[kind],))
+    with pytest.raises(OptionError) as caught:
+        strategy.check({"x": value}, [])
+    assert str(caught.value) == f"x of method 'm': {text}"
 
 
 # --- methods of other packages --------------------------------------------------------
