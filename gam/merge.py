@@ -39,9 +39,11 @@ from gam.threads import run, scratch
 from gam.updates import Product, Rows, Side, Update
 from gam.write import check_output
 from gam_kernels import gram
-from gam_kernels.sketch import Streamed, low_rank
+from gam_kernels.sketch import Matrix, Streamed, low_rank
 
 _CANCELLED = 1e-9
+# The energy of factors in float32 is known to this.
+_ROUNDING = 1e-6
 
 _Merged = tuple[list[LowRank], list[ModuleReport], list[Tally], Mapping[str, Sequence[int]]]
 
@@ -194,7 +196,12 @@ def _merge_modules(
     gain = settings.scale * _restored(exact, inputs, weights) if calibrated else settings.gain
     spectrum, exact = spectrum.scaled(gain), exact * gain * gain
 
-    ranks = [_rank(module, values) for module, values in zip(modules, spectrum.values, strict=True)]
+    ranks = [
+        choose_rank(values, float(module.settings.rank), whole)
+        if module.rank is None
+        else module.rank
+        for module, values, whole in zip(modules, spectrum.values, exact.tolist(), strict=True)
+    ]
     spectrum = spectrum.cut(max(ranks))
     values = spectrum.values
     for row, rank in enumerate(ranks):
@@ -259,7 +266,6 @@ def _approximate(
         The sides of a low-rank product near it, the product, the exact squared norm of the
         update, and the inner products of both sides with the bases of the inputs.
     """
-    cap = module.rank or sum(module.ranks.values())
     lefts, rights, norms, crossed = [], [], [], []
     for index in range(result.modules):
         bases = [[getattr(u, side).dense(index) for u in updates] for side in ("left", "right")]
@@ -269,9 +275,9 @@ def _approximate(
             matrix = Streamed(partial(result.rows, index), result.shape, storage=scratch)
         else:
             matrix = result.matrix(index)
-        left, right = low_rank(matrix, cap, start=torch.cat(start, dim=-1))
-        lefts.append([left])
-        rights.append([right])
+        left, right = _factors(matrix, module, torch.cat(start, dim=-1))
+        lefts.append(left)
+        rights.append(right)
         norms.append(matrix.squared_norm)
         crossed.append(
             [
@@ -280,19 +286,43 @@ def _approximate(
             ]
         )
     like = updates[0].core
-    identity = torch.eye(lefts[0][0].shape[-1], dtype=like.dtype, device=like.device)
+    widest = max(left.shape[1] for left in lefts)
+    factors = [[[_wider(part, widest)] for part in parts] for parts in (lefts, rights)]
+    identity = torch.eye(widest, dtype=like.dtype, device=like.device)
     identity = identity.expand(len(lefts), -1, -1)
     backend = updates[0].left.side.backend
     sides = [
-        Side(factors, torch.float64, identity, gram(factors, like.dtype, backend=backend), backend)
-        for factors in (lefts, rights)
+        Side(parts, torch.float64, identity, gram(parts, like.dtype, backend=backend), backend)
+        for parts in factors
     ]
     return (
         (sides[0], sides[1]),
         Product(None, identity, None),
         like.new_tensor(norms),
-        [torch.stack(side) for side in zip(*crossed, strict=True)],
+        [
+            torch.stack([_wider(part.mT, widest).mT for part in side])
+            for side in zip(*crossed, strict=True)
+        ],
     )
+
+
+def _factors(
+    matrix: Matrix, module: PlannedModule, start: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Approximate a matrix at the output rank, or at one that keeps the energy asked for."""
+    rank = module.rank or sum(module.ranks.values())
+    while True:
+        left, right = low_rank(matrix, rank, start=start)
+        if module.rank is not None or rank >= min(matrix.shape):
+            return left, right
+        kept = float(right.double().square().sum())
+        if kept >= float(module.settings.rank) * (1 + _ROUNDING) * matrix.squared_norm:
+            return left, right
+        rank, start = 2 * rank, right
+
+
+def _wider(factor: torch.Tensor, columns: int) -> torch.Tensor:
+    return torch.nn.functional.pad(factor, (0, columns - factor.shape[1]))
 
 
 def _inner(
@@ -314,12 +344,6 @@ def _inner(
         ],
         -1,
     )
-
-
-def _rank(module: PlannedModule, values: torch.Tensor) -> int:
-    if module.rank is not None:
-        return module.rank
-    return choose_rank(values, float(module.settings.rank))
 
 
 def _check_overflow(

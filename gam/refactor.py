@@ -148,16 +148,17 @@ def _root(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return root
 
 
-def choose_rank(values: torch.Tensor, energy: float) -> int:
+def choose_rank(values: torch.Tensor, energy: float, whole: float) -> int:
     """Return the smallest rank that keeps the given share of the squared norm.
 
     Args:
-        values: [n] singular values, descending.
+        values: [n] singular values, descending; those of an approximation may be too few.
         energy: Share from 0 to 1.
+        whole: The squared norm that the share is of.
 
     Returns:
-        A rank from 1 to n.
+        A rank from 1 to n; where the values do not reach the share, that of all above zero.
     """
     squares = values.square().cumsum(0)
-    needed = squares < energy * squares[-1] * (1 - 1e-12)
-    return min(int(needed.sum()) + 1, values.shape[0])
+    needed = squares < energy * whole * (1 - 1e-12)
+    return max(1, min(int(needed.sum()) + 1, int((values > 0).sum())))

@@ -142,7 +142,7 @@ def findings(report: MergeReport) -> Iterator[str]:
     if report.energy_kept < _LOW_ENERGY:
         yield (
             f"the output rank keeps {report.energy_kept:.1%} of the merged update's energy; "
-            "--rank energy=0.99 or --rank sum keeps more"
+            "--rank energy=0.99, or a larger number, keeps more"
         )
     for name, cosine in report.cosines.items():
         if math.isnan(cosine):

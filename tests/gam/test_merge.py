@@ -20,6 +20,16 @@ from gam.strategies.gam import gam
 from gam.updates import from_factors
 
 SHAPES = {"layers.0.q": (24, 20), "layers.0.v": (12, 20), "layers.1.q": (24, 20)}
+EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples" / "adapters").iterdir())
+ENTRYWISE = [
+    "ties",
+    "magnitude_prune",
+    "breadcrumbs",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "della_linear",
+]
 
 
 def adapter(name, seed=0, ranks=4, modules=SHAPES, dtype=torch.float32, scale=0.5, **config):
@@ -281,6 +291,22 @@ def test_energy_chooses_ranks_per_module():
         assert entry.rank == merged.modules[entry.name].rank == needed
         assert entry.energy_kept >= 0.9
     assert merged.config["r"] == max(entry.rank for entry in merged.report.modules)
+
+
+@pytest.mark.parametrize("energy", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("method", ENTRYWISE)
+def test_energy_is_of_the_exact_merge_where_that_is_not_of_low_rank(method, energy):
+    options = {"method": method, "dtype": "float32", "weights": [1, 1, 1]}
+    whole = merge_adapters(EXAMPLES, rank=64, **options)
+    merged = merge_adapters(EXAMPLES, rank=f"energy={energy}", **options)
+    for entry in merged.report.modules:
+        assert entry.energy_kept >= energy
+        exact, kept = (result(adapter, entry.name) for adapter in (whole, merged))
+        assert (np.linalg.norm(kept) / np.linalg.norm(exact)) ** 2 >= energy - 1e-6
+        values = np.linalg.svd(exact, compute_uv=False) ** 2
+        needed = int((values.cumsum() < energy * values.sum()).sum()) + 1
+        assert needed <= entry.rank <= needed + 1
+    assert not any("keeps more" in text for text in merged.report.warnings if energy == 0.99)
 
 
 def test_uniform_rank_pads_every_module():

@@ -85,4 +85,12 @@ def test_rank_past_the_true_one_is_zeros():
 )
 def test_energy_chooses_the_smallest_rank(energy, rank):
     values = torch.tensor([0.8, 0.19, 0.01, 0.0], dtype=torch.float64).sqrt()
-    assert choose_rank(values, energy) == rank
+    assert choose_rank(values, energy, 1.0) == rank
+
+
+def test_energy_is_that_of_the_whole():
+    values = torch.tensor([0.5, 0.2, 0.1, 0.0], dtype=torch.float64).sqrt()
+    assert choose_rank(values, 0.5, 1.0) == 1
+    assert choose_rank(values, 0.6, 1.0) == 2
+    assert choose_rank(values, 0.9, 1.0) == 3
+    assert choose_rank(torch.zeros(3, dtype=torch.float64), 0.9, 0.0) == 1
