@@ -235,7 +235,7 @@ def plan_merge(
         "alpha": alpha,
         "allow_pickle": allow_pickle,
         "allow_base_mismatch": allow_base_mismatch,
-        **record(rules, labels, absent),
+        **record(rules, labels, absent, settings.values()),
     }
     return Plan(
         adapters=present,

@@ -12,7 +12,7 @@ import contextlib
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -372,14 +372,27 @@ def _layer(name: str) -> int | None:
     return int(found[0]) if found else None
 
 
-def record(rules: Sequence[Rule], labels: Sequence[str], absent: Sequence[str]) -> dict[str, Any]:
-    """Return the options that the rules come from, complete and ready to be given again."""
+def record(
+    rules: Sequence[Rule],
+    labels: Sequence[str],
+    absent: Sequence[str],
+    settings: Iterable[Settings],
+) -> dict[str, Any]:
+    """Return the options that the rules come from, complete and ready to be given again.
+
+    Defaults of the run's method are among them only where nothing but that method would take
+    them when they are given.
+    """
     takers = parameters(rules)
     present = [label for label in labels if label not in absent]
     whole, *refined = (rule.recorded(takers, labels, present) for rule in rules)
     whole.pop("rank", None)  # as it was given
     whole["weights"] = list(whole["weights"].values())
-    defaults = rules[0].values["method",].check({}, labels)
+    own = rules[0].values["method",]
+    defaults = {}
+    if any(chosen.strategy == own for chosen in settings):
+        defaults = own.check({}, labels)
+        defaults = {name: value for name, value in defaults.items() if takers[name] == [own]}
     options = {**{name: whole.pop(name, value) for name, value in defaults.items()}, **whole}
     if refined:
         patterns = [rule.pattern for rule in rules[1:]]

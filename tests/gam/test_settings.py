@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from updates_support import dense, factors
@@ -344,6 +344,8 @@ def options_of(weights, **more):
         max_size=4,
     ),
 )
+@example(own={}, modules={"*": {"method": "breadcrumbs"}})  # nothing is left to the run's method
+@example(own={"method": "ties"}, modules={"*.q": {"method": "della"}})  # other default density
 def test_recorded_options_are_a_fixed_point(own, modules):
     try:
         first = plan_merge(three(), modules=modules, **own)
