@@ -85,8 +85,10 @@ class Coin:
         name = json.dumps([self.seed, module, adapter]).encode()
         digest = hashlib.sha256(name).digest()
         row, column = (int.from_bytes(digest[i : i + 8], "big", signed=True) for i in (0, 8))
-        window = min(self.epsilon, 2 * self.density, 2 * (1 - self.density))
-        return Draw((row, column), self.density, window)
+        # Coins are of 32 bits: what is less likely than one in 2^32 never comes.
+        density = self.density if self.density >= 2**-32 else 0.0
+        window = min(self.epsilon, 2 * density, 2 * (1 - density))
+        return Draw((row, column), density, window)
 
 
 def merge_entries(
