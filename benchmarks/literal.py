@@ -30,6 +30,18 @@ def linear(deltas: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
     return (left[:, :rank] * values[:rank]) @ right[:rank]
 
 
+def ties(deltas: Sequence[torch.Tensor], rank: int, density: float) -> torch.Tensor:
+    """Return the best approximation of TIES with equal weights, [d, k] (arXiv 2306.01708)."""
+    count = int(density * deltas[0].numel())
+    kept = []
+    for delta in deltas:
+        least = delta.abs().flatten().topk(count).values[-1]
+        kept.append(torch.where(delta.abs() >= least, delta, 0))
+    entries = torch.stack(kept)
+    agrees = entries.sign() * entries.sum(0).sign() > 0
+    return linear([(entries * agrees).sum(0) / agrees.sum(0).clamp_min(1)], rank)
+
+
 def _procrustes(basis: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     left, _, right = torch.linalg.svd(basis.mT @ target)
     return left @ right

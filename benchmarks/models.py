@@ -17,9 +17,12 @@ def _decoder(hidden: int, inner: int, query: int, key: int) -> dict[str, tuple[i
 
 MODELS = {
     "tiny": (2, _decoder(64, 160, 64, 32)),
+    "qwen3-1.7b": (28, _decoder(2048, 6144, 2048, 1024)),
     "qwen3-8b": (36, _decoder(4096, 12288, 4096, 1024)),
+    "qwen3-32b": (64, _decoder(5120, 25600, 8192, 1024)),
     "llama-3-70b": (80, _decoder(8192, 28672, 8192, 1024)),
-    # One layer of Qwen3-30B-A3B's 128 experts, fused weights taken apart.
+    # One layer of Qwen3-30B-A3B. Its 128 experts are one parameter for each side, on which PEFT's
+    # `target_parameters` puts factors [128 r, in] and [out, 128 r]: taken apart, a module each.
     "qwen3-30b-a3b-experts": (
         1,
         {

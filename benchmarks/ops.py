@@ -5,8 +5,10 @@
 
 Each operation is measured as it is called ("op"), in its plain definition ("reference") and in
 batched calls of torch ("torch"), beside a copy of as many bytes as it has to move ("copy"), all
-on one device, on the factors of one matrix of every layer of the model: the largest. Every
-result is compared with float64 first; nothing is written where one is off.
+on one device, on the factors of one matrix of every layer (or expert) of the model: the largest.
+Merges of one module alone, the smallest, stand beside the dense algorithm through torch.linalg
+("literal") and PEFT's `add_weighted_adapter` ("peft"). Every result is compared with float64
+first; nothing is written where one is off.
 """
 
 from __future__ import annotations
@@ -15,12 +17,16 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
 from typing import Any
 
+import literal
 import torch
 from inputs import make_factors
 from models import MODELS, modules
+from peft_layer import DENSITY, module_merge
 from records import check_clean, quantiles, write
 
 from gam.adapter import Adapter, LowRank
@@ -36,7 +42,9 @@ from gam_kernels.polar import reference as polar_reference
 
 Function = Callable[[], Any]
 _BOUND = {"gram": 1e-5, "combine": 4e-3, "polar": 1e-9, "entries": 1e-3, "resident gam": 1e-2}
-_MOST_MODULES = 80
+# Rounding of the output; ties keeps the leading directions of a spectrum without gaps.
+_BOUND |= {"module gam": 1e-2, "module linear": 1e-2, "module ties": 5e-2}
+_MOST_MODULES = 128
 _HEAD = 256  # rows of a merge of single entries that are checked
 
 
@@ -50,6 +58,7 @@ class Case:
         exact: Returns what they should return, float64.
         flat: Makes one tensor of a result.
         moved: Bytes that have to be read and written at least.
+        shape: What records of it say beside the model, the rank and the number of adapters.
     """
 
     op: str
@@ -57,6 +66,7 @@ class Case:
     exact: Function
     flat: Callable[[Any], torch.Tensor]
     moved: int
+    shape: dict[str, Any] = field(default_factory=dict)
 
 
 def cases(model: str, rank: int, count: int, device: str) -> Iterator[Case]:
@@ -138,15 +148,7 @@ def _resident(
     model: str, adapters: list[dict[str, Any]], names: list[str], shape: tuple[int, int], rank: int
 ) -> Case:
     """Return the merge of adapters that are on the device already."""
-    given = [
-        Adapter(
-            {name: LowRank(a, b) for name, (a, b) in adapter.items()},
-            config={"base_model_name_or_path": f"benchmark/{model}"},
-            name=str(index),
-        )
-        for index, adapter in enumerate(adapters)
-    ]
-    plan = plan_merge(given)
+    plan = plan_merge(_resident_adapters(model, adapters))
     a, b = (
         torch.stack([torch.stack([adapter[n][side] for n in names]) for adapter in adapters])
         for side in (0, 1)
@@ -173,6 +175,63 @@ def _resident(
     )
 
 
+def _resident_adapters(model: str, adapters: list[dict[str, Any]]) -> list[Adapter]:
+    return [
+        Adapter(
+            {name: LowRank(a, b) for name, (a, b) in adapter.items()},
+            config={"base_model_name_or_path": f"benchmark/{model}"},
+            name=str(index),
+        )
+        for index, adapter in enumerate(adapters)
+    ]
+
+
+def module_cases(
+    model: str, rank: int, count: int, device: str, wanted: str | None
+) -> Iterator[Case]:
+    """Yield the merges of one module: that whose path ends as wanted, or the smallest."""
+    shapes = modules(model)
+    named = [name for name in shapes if name.endswith(wanted or "")]
+    if not named:
+        sys.exit(f"no module of {model} ends in {wanted!r}")
+    name = min(named, key=lambda name: sum(shapes[name]))
+    shape = shapes[name]
+    factors = [
+        [factor.to(torch.bfloat16).to(device) for factor in make_factors(0, shape, rank, seed)]
+        for seed in range(count)
+    ]
+    given = _resident_adapters(model, [{name: pair} for pair in factors])
+
+    def deltas(dtype: torch.dtype) -> list[torch.Tensor]:
+        return [b.to(dtype) @ a.to(dtype) for a, b in factors]
+
+    def delta(result: Any) -> torch.Tensor:
+        if isinstance(result, torch.Tensor):
+            return result.double()
+        if isinstance(result, Adapter):
+            result = result.modules[name].lora_a, result.modules[name].lora_b
+        return result[1].double() @ result[0].double()
+
+    for method, dense, params, combination in (
+        ("gam", literal.gam, {}, None),
+        ("linear", literal.linear, {}, "svd"),
+        ("ties", literal.ties, {"density": DENSITY}, "ties_svd"),
+    ):
+        run = partial(execute, plan_merge(given, method=method, **params))
+        dense_merge = partial(dense, rank=rank, **params)
+        impls = {"op": run, "literal": lambda merge=dense_merge: merge(deltas(torch.float32))}
+        if combination:
+            impls["peft"] = module_merge(factors, combination)
+        yield Case(
+            f"module {method}",
+            impls,
+            lambda merge=dense_merge: merge(deltas(torch.float64)),
+            delta,
+            (count + 1) * rank * sum(shape) * 2,
+            {"module": name, "out": shape[0], "in": shape[1]},
+        )
+
+
 def torch_gam(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return B [m, d, r] and A [m, r, k] of the merge, by torch's batched QR and SVD.
 
@@ -194,22 +253,33 @@ def _svd_polar(matrix: torch.Tensor) -> torch.Tensor:
     return left @ right
 
 
-def measure(case: Case, runs: int, device: str) -> Iterator[dict[str, Any]]:
-    """Check every implementation, then yield records of its times."""
+def measure(case: Case, runs: int, seconds: float, device: str) -> Iterator[dict[str, Any]]:
+    """Check every implementation, then yield records of its times.
+
+    The call that is checked also warms up. No more are made of an implementation after so many
+    seconds: of one that is slower than that, the first is the one that counts.
+    """
     exact = case.exact()
-    errors = {}
+    errors, firsts = {}, {}
     for name, function in case.impls.items():
-        result = case.flat(function()).double()
+        firsts[name], result = _time(function, device)
+        result = case.flat(result).double()
         errors[name] = float((result - exact).norm() / exact.norm())
         if name != "torch" and not errors[name] < _BOUND[case.op]:
             sys.exit(f"{case.op}, {name}: off by {errors[name]:.1e}")
     source = torch.ones(case.moved // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    for name, function in {**case.impls, "copy": lambda: target.copy_(source)}.items():
-        times = [_time(function, device) for _ in range(runs + 1)][1:]
+    impls = {**case.impls, "copy": lambda: target.copy_(source)}
+    firsts["copy"], _ = _time(impls["copy"], device)
+    for name, function in impls.items():
+        times: list[float] = []
+        while len(times) < runs and firsts[name] + sum(times) < 1e3 * seconds:
+            times.append(_time(function, device)[0])
+        times = times or [firsts[name]]
         yield {
             "op": case.op,
-            "impl": name,
+            "impl": f"peft {version('peft')}" if name == "peft" else name,
+            "shape": case.shape,
             "metric": "ms",
             "unit": "ms",
             **quantiles(times),
@@ -219,15 +289,19 @@ def measure(case: Case, runs: int, device: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _time(function: Function, device: str) -> float:
-    """Return how long a call takes, in ms, until the device is done."""
+def _time(function: Function, device: str) -> tuple[float, Any]:
+    """Return how long a call takes, in ms, until the device is done, and what it returns."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    function()
+    result = function()
     if device == "cuda":
         torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (time.perf_counter() - start), result
+
+
+def _whole(record: dict[str, Any], shape: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "shape": {**shape, **record["shape"]}, "dtype": "bfloat16"}
 
 
 def main() -> None:
@@ -238,7 +312,9 @@ def main() -> None:
     parser.add_argument("--rank", type=int, action="append")
     parser.add_argument("--adapters", type=int, action="append")
     parser.add_argument("--op", choices=_BOUND, action="append")
+    parser.add_argument("--module", help="end of the path of the module for merges of one module")
     parser.add_argument("--runs", type=int, default=10, help="counted runs, after one more")
+    parser.add_argument("--seconds", type=float, default=5.0, help="after which no more runs start")
     parser.add_argument("--dry", action="store_true", help="print the records; write nothing")
     options = parser.parse_args()
     check_clean(options.dry)
@@ -247,11 +323,16 @@ def main() -> None:
         for rank in options.rank or [16]:
             for count in options.adapters or [3]:
                 shape = {"model": model, "rank": rank, "adapters": count}
-                for case in cases(model, rank, count, options.device):
-                    if options.op and case.op not in options.op:
-                        continue
-                    found = measure(case, options.runs, options.device)
-                    write(({**r, "shape": shape, "dtype": "bfloat16"} for r in found), options.dry)
+                wanted = set(options.op or _BOUND)
+                parts = []
+                if any(not op.startswith("module ") for op in wanted):
+                    parts.append(cases(model, rank, count, options.device))
+                if any(op.startswith("module ") for op in wanted):
+                    parts.append(module_cases(model, rank, count, options.device, options.module))
+                for case in (case for part in parts for case in part):
+                    if case.op in wanted:
+                        found = measure(case, options.runs, options.seconds, options.device)
+                        write((_whole(record, shape) for record in found), options.dry)
 
 
 if __name__ == "__main__":

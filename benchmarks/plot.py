@@ -21,23 +21,31 @@ AXES = {
 }
 
 
+METHODS = ("floor", "gam", "linear")
+TICKS = [digit * 10**power for power in range(-1, 4) for digit in (1, 2, 5)]
+
+
 def points(lines: list[str]) -> list[dict[str, Any]]:
-    """Return the newest wall time of each method and shape, on each machine."""
-    newest = {}
+    """Return the newest wall time of each method and shape, on the machine measured last."""
+    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for line in lines:
         record = json.loads(line)
         shape = record["shape"]
         if record["op"] != "merge" or record["metric"] != "wall_s" or "layers" in shape:
             continue
+        if record["impl"] not in METHODS:
+            continue
         widths = sum(sum(pair) for pair in modules(shape["model"]).values())
-        machine = record["gpu"] or record["cpu"]
-        point = {**shape, "parameters": shape["rank"] * widths / 1e6}
-        newest[(record["impl"], machine, *shape.values())] = {
-            **point,
-            "series": f"{record['impl']}, {machine}",
+        newest[(record["impl"], record["cpu"], *shape.values())] = {
+            **shape,
+            "parameters": shape["rank"] * widths / 1e6,
+            "series": record["impl"],
+            "machine": record["cpu"],
             "seconds": record["p50"],
+            "utc": record["utc"],
         }
-    return list(newest.values())
+    last = max(newest.values(), key=lambda point: point["utc"])["machine"]
+    return [point for point in newest.values() if point["machine"] == last]
 
 
 def main(target: str) -> None:
@@ -50,19 +58,28 @@ def main(target: str) -> None:
         )
         values = [tuple(point[name] for name in fixed) for point in found]
         common = max(set(values), key=values.count)
-        for series in sorted({point["series"] for point in found}):
-            line = sorted(
-                (point[key], point["seconds"])
-                for point, value in zip(found, values, strict=True)
-                if point["series"] == series and value == common
-            )
+        chosen = [p for p, value in zip(found, values, strict=True) if value == common]
+        for series in METHODS:
+            line = sorted((p[key], p["seconds"]) for p in chosen if p["series"] == series)
             if line:
-                panel.plot(*zip(*line, strict=True), marker="o", label=series)
+                name = "I/O floor" if series == "floor" else series
+                panel.plot(*zip(*line, strict=True), marker="o", label=name)
         held = ", ".join(f"{name} {value}" for name, value in zip(fixed, common, strict=True))
         panel.set(xlabel=label, title=held, xscale="log", yscale="log")
-        panel.grid(which="both", alpha=0.3)
+        marks = {p[key]: p["model"] if key == "parameters" else f"{p[key]}" for p in chosen}
+        if key == "parameters":
+            marks = {value: f"{value:.0f}\n{model}" for value, model in marks.items()}
+        panel.set_xticks(
+            list(marks), list(marks.values()), fontsize=7 if key == "parameters" else 9
+        )
+        panel.minorticks_off()
+        seconds = [p["seconds"] for p in found]
+        ticks = [t for t in TICKS if 0.5 * min(seconds) < t < 2 * max(seconds)]
+        panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.grid(alpha=0.3)
     panels[0].set_ylabel("wall time of the whole process, s")
-    panels[0].legend(fontsize=7)
+    panels[0].legend(fontsize=8)
+    figure.suptitle(found[0]["machine"], fontsize=9)
     figure.savefig(Path(target), dpi=120)
 
 

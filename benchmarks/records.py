@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -59,8 +60,14 @@ def _describe(record: dict[str, Any]) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": _command(sys.argv),
     }
+
+
+def _command(words: list[str]) -> str:
+    """Return what measures it again; where inputs were kept is of no interest to others."""
+    text = " ".join(["python", f"benchmarks/{Path(words[0]).name}", *words[1:]])
+    return re.sub(r" --inputs[ =]\S+", "", text)
 
 
 def _driver() -> str:
@@ -77,10 +84,15 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
+    """Return the name of the CPU, with what tells generations of one name apart on Linux."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.processor()
+    first = path.read_text().split("\n\n")[0] if path.exists() else ""
+    found = dict(re.findall(r"^([^\t:]+)\s*: (.*)$", first, re.MULTILINE))
+    if not {"model name", "cpu family", "model", "flags"} <= found.keys():
+        return found.get("model name", platform.processor())
+    flags = found["flags"].split()
+    vectors = next((name for name in ("avx512f", "avx2", "avx") if name in flags), "sse")
+    return "{model name} (family {cpu family}, model {model}, {0})".format(vectors, **found)
 
 
 def _git(*words: str) -> str:

@@ -16,6 +16,7 @@ import json
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,13 @@ from gam import Adapter, inspect_adapters, load_adapter
 from gam.strategies import STRATEGIES
 
 HERE = Path(__file__).parent
+SCRIPTS = Path(sysconfig.get_path("scripts"))  # this environment's, on PATH or not
 INSPECT = "gam-inspect"  # measured beside the methods, though it merges nothing
 METHODS = (*STRATEGIES, INSPECT)
 # Rounding of the output, and with room for what half-precision inputs allow the fast path.
 _BOUND = {"bfloat16": 4e-3}
 _OVERLAP_BOUND = 1e-4
+_LITERAL = {"gam": literal.gam, "linear": literal.linear}
 
 
 def main() -> None:
@@ -81,10 +84,10 @@ def measure(
     commands = {
         "floor": [sys.executable, str(HERE / "floor.py"), str(scratch / "floor"), *files]
     } | {
-        method: [INSPECT, *map(str, folders), "--json"]
+        method: [str(SCRIPTS / INSPECT), *map(str, folders), "--json"]
         if method == INSPECT
         else [
-            *("gam-merge", *map(str, folders), "-o", str(out), "--quiet"),
+            *(str(SCRIPTS / "gam-merge"), *map(str, folders), "-o", str(out), "--quiet"),
             *("--method", method, "--device", device),
         ]
         for method in methods
@@ -93,8 +96,8 @@ def measure(
     found: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     errors = {}
     shutil.rmtree(out, ignore_errors=True)
-    for command in commands.values():  # what is on disk comes into the cache
-        _spawn([*command, *(["--dry-run"] if command[0] == "gam-merge" else [])])
+    for name, command in commands.items():  # what is on disk comes into the cache
+        _spawn([*command, *(["--dry-run"] if name in STRATEGIES else [])])
     for run in range(runs):
         for name, command in commands.items():
             shutil.rmtree(out, ignore_errors=True)
@@ -122,12 +125,12 @@ def check(folders: list[Path], out: Path, method: str, shape: dict[str, Any]) ->
     """Return the relative error of the smallest module against the dense algorithm, if known."""
     if method == INSPECT:
         return check_inspection(folders, shape)
-    if not hasattr(literal, method):
+    if method not in _LITERAL:
         return None  # the tests compare it with the dense algorithm
     name = min(modules(shape["model"]), key=lambda key: sum(modules(shape["model"])[key]))
     updates = [adapter.modules[name] for adapter in map(load_adapter, folders)]
     deltas = [update.scale * update.lora_b.double() @ update.lora_a.double() for update in updates]
-    expected = getattr(literal, method)(deltas, shape["rank"])
+    expected = _LITERAL[method](deltas, shape["rank"])
     merged: Adapter = load_adapter(out)
     update = merged.modules[name]
     result = update.lora_b.double() @ update.lora_a.double()

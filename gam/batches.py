@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,24 +30,31 @@ def batches(plan: Plan) -> Iterator[list[PlannedModule]]:
         key = module.shape, tuple(module.ranks.items()), module.rank, id(module.settings)
         alike[key].append(module)
     for (shape, ranks, rank, _), modules in alike.items():
-        # The factors and the result, in float64.
-        columns = sum(r for _, r in ranks) + (rank or 0)
-        size = max(1, most // (8 * columns * sum(shape)))
+        # About a dozen small matrices, and the result, in float64.
+        columns = sum(r for _, r in ranks)
+        size = max(1, most // (8 * (12 * columns**2 + (rank or columns) * sum(shape))))
         for start in range(0, len(modules), size):
             yield modules[start : start + size]
 
 
 def resolve(
-    plan: Plan, use: _Use[_T], modules: Sequence[PlannedModule], *, fast: bool
+    plan: Plan,
+    use: _Use[_T],
+    modules: Sequence[PlannedModule],
+    *,
+    fast: bool,
+    centre: int | None = None,
 ) -> list[tuple[Sequence[PlannedModule], _T]]:
     """Pass the updates of a batch on, each module in the cheapest precision that serves.
 
     Args:
         plan: Where the modules come from.
         use: Called with some of the modules and their updates that are not zero. It may
-            raise `InexactError` for updates in float32 and is then given float64 ones.
+            raise `InexactError` for updates in float32, and is then given float64 ones of
+            the modules that the error names.
         modules: One of the `batches` of the plan.
         fast: Take half-precision factors in float32 where they are well conditioned.
+        centre: As for `from_factors`.
 
     Returns:
         What ``use`` was called with and what it returned, for every module once.
@@ -59,25 +65,30 @@ def resolve(
         names,
         [[moved(adapters[name].modules[m.name], plan.device) for name in names] for m in modules],
         plan.backend,
+        centre,
     )
-    left = list(range(len(modules)))
     done: list[tuple[Sequence[PlannedModule], _T]] = []
 
-    def pass_on(dtype: torch.dtype) -> list[int]:
+    def pass_on(indices: Sequence[int], dtype: torch.dtype) -> list[int]:
         """Use what is safe in a precision; return what is not."""
-        updates, careful = batch.updates(left, dtype)
+        updates, careful = batch.updates(indices, dtype)
+        left = [indices[place] for place in careful]
+        safe = [index for index in indices if index not in left]
         if updates:
-            unsafe = {left[index] for index in careful}
-            safe = [modules[index] for index in left if index not in unsafe]
-            done.append((safe, use(safe, updates)))
-        return [left[index] for index in careful]
+            some = [modules[index] for index in safe]
+            try:
+                done.append((some, use(some, updates)))
+            except InexactError as error:
+                # Each module by itself, so that the others of its batch do not change its bits.
+                unsafe = dict(zip(safe, error.unsafe.tolist(), strict=True))
+                left += [index for index in safe if unsafe[index]]
+                left += pass_on([index for index in safe if not unsafe[index]], dtype)
+        return left
 
+    left = list(range(len(modules)))
     if fast and batch.is_half():
-        with suppress(InexactError):
-            left = pass_on(torch.float32)
-    if left:
-        left = pass_on(torch.float64)
-    for index in left:
+        left = pass_on(left, torch.float32)
+    for index in pass_on(sorted(left), torch.float64):
         done.append(([modules[index]], use([modules[index]], batch.careful_updates(index))))
     return done
 
@@ -90,11 +101,13 @@ class _Batch:
         names: Labels of the adapters.
         rows: For each module, the updates of the adapters.
         backend: Of the operations on them.
+        centre: As for `from_factors`.
     """
 
     names: Sequence[str]
     rows: Sequence[Sequence[LowRank]]
     backend: str
+    centre: int | None
 
     def is_half(self) -> bool:
         """Tell whether all factors are of half precision."""
@@ -103,9 +116,12 @@ class _Batch:
 
     def updates(self, indices: Sequence[int], dtype: torch.dtype) -> tuple[list[Update], list[int]]:
         """Return what `from_factors` does, of some of the modules."""
+        if not indices:
+            return [], []
         rows = [self.rows[index] for index in indices]
         b, a = ([[getattr(u, key) for u in row] for row in rows] for key in ("lora_b", "lora_a"))
-        return from_factors(self.names, b, a, self._scales(rows), dtype, self.backend)
+        scales = self._scales(rows)
+        return from_factors(self.names, b, a, scales, dtype, self.backend, self.centre)
 
     def careful_updates(self, index: int) -> list[Update]:
         """Return what `from_module` does, of one module."""

@@ -42,6 +42,10 @@ from gam_kernels import gram
 from gam_kernels.sketch import Matrix, Streamed, low_rank
 
 _CANCELLED = 1e-9
+# From so many adapters, with so many columns, overlaps of the merge with each cost less than
+# those of each with each.
+_MANY = 6
+_WIDE = 384
 # The energy of factors in float32 is known to this.
 _ROUNDING = 1e-6
 
@@ -152,11 +156,25 @@ def _merge_batch(
     """Merge a batch on the plan's device, and leave the merged factors at home."""
     with working_on(plan.device):
         fast = plan.dtype != torch.float32
-        done = resolve(plan, partial(_merge_modules, plan), modules, fast=fast)
+        done = resolve(
+            plan,
+            partial(_merge_modules, plan),
+            modules,
+            fast=fast,
+            centre=_centre(plan, modules[0]),
+        )
         return [
             (some, ([moved(factors, home) for factors in merged[0]], *merged[1:]))
             for some, merged in done
         ]
+
+
+def _centre(plan: Plan, module: PlannedModule) -> int | None:
+    """Return the adapter whose overlaps are enough, where a pass more costs less than all."""
+    few = len(module.ranks) < _MANY or sum(module.ranks.values()) < _WIDE
+    if few or plan.device.type != "cpu" or plan.options["calibrate"] != "none":
+        return None
+    return module.settings.strategy.find_centre(module.ranks, module.settings.params)
 
 
 def _merge_modules(
@@ -173,10 +191,9 @@ def _merge_modules(
         weights = [weight / total for weight in weights]
     names = [module.name for module in modules]
     inputs = updates = [replace(update, modules=names) for update in updates]
-    crossed = [update.side.gram for update in (inputs[0].left, inputs[0].right)]
     calibrated = plan.options["calibrate"] == "pico"
     if calibrated:
-        updates, crossed[0] = pico(inputs)
+        updates, moved_left = pico(inputs)
     result = strategy.load()(updates, weights, **settings.params)
     if not isinstance(result, (Product, Rows)):
         raise PluginError(
@@ -186,10 +203,10 @@ def _merge_modules(
     if isinstance(result, Rows):
         sides, product, exact, crossed = _approximate(result, modules[0], inputs)
     else:
-        right = result.right_side or inputs[0].right.side
-        sides, product, exact = (updates[0].left.side, right), result, None
-        if result.right_side is not None:
-            crossed[1] = _inner_products(result.right_side, inputs[0].right.side)
+        exact = None
+        sides, product, crossed = _placed(result, updates)
+        if calibrated:
+            crossed[0] = moved_left
     spectrum = decompose(sides[0], product, sides[1], modules[0].rank)
     if exact is None:
         exact = spectrum.values.square().sum(-1)
@@ -236,14 +253,43 @@ def _merge_modules(
     return factors, reports, tallies, result.warnings
 
 
+def _placed(
+    product: Product, updates: Sequence[Update]
+) -> tuple[tuple[Side, Side], Product, list[torch.Tensor]]:
+    """Return the sides of a product, it, and the inner products of the sides with the bases."""
+    left, right = updates[0].left.side, updates[0].right.side
+    if product.right_side is not None:
+        across = _inner_products(product.right_side, right)
+        return (left, product.right_side), product, [left.gram, across]
+    if left.complete or product.left is None or product.right is None:
+        return (left, right), product, [left.gram, right.gram]
+    (left, one), (right, two) = _formed(left, product.left), _formed(right, product.right)
+    return (left, right), Product(None, product.core, None), [one, two]
+
+
+def _formed(side: Side, part: torch.Tensor) -> tuple[Side, torch.Tensor]:
+    """Return one side of a product as columns of its own, and their products with the bases.
+
+    That takes one overlap with each adapter, not those of the adapters with each other.
+    """
+    columns, _ = side.form(part, side.dtype)
+    factors = [[own, *module] for own, module in zip(columns, side.factors, strict=True)]
+    pairs = [(0, place) for place in range(len(factors[0]))]
+    raw = gram(factors, side.dtype, pairs=pairs, backend=side.backend)[:, : part.shape[-1]]
+    identity = torch.eye(part.shape[-1], dtype=part.dtype, device=part.device)
+    own, others = raw[..., : part.shape[-1]], raw[..., part.shape[-1] :]
+    parts = [[column] for column in columns]
+    formed = Side(parts, side.dtype, identity.expand_as(own), own, side.backend)
+    return formed, others @ side.gauge
+
+
 def _inner_products(one: Side, other: Side) -> torch.Tensor:
     """Return the inner products of the columns of two sides, [m, q, q']."""
-    columns = (
-        [torch.cat([factor.to(other.dtype) for factor in module], dim=-1) for module in factors]
-        for factors in (one.factors, other.factors)
-    )
-    raw = torch.stack([a.mT @ b for a, b in zip(*columns, strict=True)])
-    return one.gauge.mT @ raw.to(one.gauge.dtype) @ other.gauge
+    both = [[*mine, *others] for mine, others in zip(one.factors, other.factors, strict=True)]
+    count, width = len(one.factors[0]), one.gauge.shape[-2]
+    pairs = [(i, j) for i in range(count) for j in range(count, len(both[0]))]
+    raw = gram(both, other.dtype, pairs=pairs, backend=other.backend)
+    return one.gauge.mT @ raw[:, :width, width:] @ other.gauge
 
 
 def _restored(

@@ -79,7 +79,7 @@ def decompose(left: Side, product: Product, right: Side, columns: int | None = N
     cancelled = values.norm(dim=-1) < _CANCELLATION * terms.norm(dim=(-2, -1))
     if bool(cancelled.any()):
         if left.dtype == torch.float32:
-            raise InexactError
+            raise InexactError(cancelled)
         for root, (side, part) in zip(roots, sides, strict=True):
             formed = torch.stack(side.form(part)[0])[cancelled]
             triangle = torch.linalg.qr(formed, mode="r").R
@@ -133,18 +133,18 @@ def _svd(
 
 def _root(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return R with ``R^T R`` equal to the Gram matrix of columns that had a dtype."""
-    _, triangle, condition = orthonormalize_gram(matrix)
-    if bool((condition <= _CHOLESKY_LIMIT[dtype]).all()):
-        return triangle
+    _, root, condition = orthonormalize_gram(matrix)
+    poor = ~(condition <= _CHOLESKY_LIMIT[dtype])
+    if not bool(poor.any()):
+        return root
     if dtype == torch.float32:
-        raise InexactError
+        raise InexactError(poor)
     # Singular, or nearly: some adapters share directions, or a column is zero.
+    matrix = matrix[poor]
     lengths = torch.diagonal(matrix, dim1=-2, dim2=-1).clamp_min(0).sqrt()
     inverse = torch.where(lengths > 0, 1 / lengths.clamp_min(1e-300), 0.0)
     values, vectors = torch.linalg.eigh(matrix * inverse[..., None] * inverse[..., None, :])
-    root: torch.Tensor = (
-        values.clamp_min(0).sqrt().unsqueeze(-1) * vectors.mT * lengths.unsqueeze(-2)
-    )
+    root[poor] = values.clamp_min(0).sqrt().unsqueeze(-1) * vectors.mT * lengths.unsqueeze(-2)
     return root
 
 

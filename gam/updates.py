@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,16 @@ from gam_kernels import combine, gram, orthonormalize, orthonormalize_gram
 
 
 class InexactError(ArithmeticError):
-    """The float32 factors do not determine the result; float64 ones do."""
+    """Factors in float32 do not determine the results of some modules; in float64 they do.
+
+    Attributes:
+        unsafe: [m] bool, which modules.
+    """
+
+    def __init__(self, unsafe: torch.Tensor) -> None:
+        """Take [..., m]: a module is unsafe where any of its values is true; one is."""
+        self.unsafe = unsafe.flatten(0, -2).any(0) if unsafe.ndim > 1 else unsafe
+        super().__init__(f"{int(self.unsafe.sum())} of {len(self.unsafe)} modules need float64")
 
 
 @dataclass(frozen=True)
@@ -33,15 +43,30 @@ class Side:
             columns X of the module.
         dtype: Working precision: float64, or float32 where that is enough.
         gauge: [m, p, q] float64; each adapter's columns of ``X @ gauge`` are orthonormal.
-        gram: [m, q, q] float64, the Gram matrix of ``X @ gauge``.
+        known: [m, q, q] float64, the Gram matrix of ``X @ gauge``, or what is known of it.
         backend: Of the operations of `gam_kernels` on all this.
+        centre: Place of the one adapter whose overlaps with the others are known, those among
+            the others being zero in ``known``; None where all are known.
     """
 
     factors: Sequence[Sequence[torch.Tensor]]
     dtype: torch.dtype
     gauge: torch.Tensor
-    gram: torch.Tensor
+    known: torch.Tensor
     backend: str = "auto"
+    centre: int | None = None
+
+    @cached_property
+    def gram(self) -> torch.Tensor:
+        """The Gram matrix of ``X @ gauge``, [m, q, q] float64."""
+        if self.centre is None:
+            return self.known
+        return self.gauge.mT @ gram(self.factors, self.dtype, backend=self.backend) @ self.gauge
+
+    @property
+    def complete(self) -> bool:
+        """Whether `gram` costs nothing more."""
+        return self.centre is None or "gram" in vars(self)
 
     def form(
         self, coefficients: torch.Tensor | None, dtype: torch.dtype = torch.float64
@@ -58,7 +83,7 @@ class Basis:
     Attributes:
         side: Where it lies among the bases of the other adapters.
         index: Its place in ``side.factors``.
-        span: Its columns in ``side.gram``.
+        span: Its columns in ``side.gram`` and ``side.known``.
         gauge: [m, r, rho] float64.
         coordinates: [m, rho, c] float64, the adapter's own factor (B, or A^T) in this basis;
             without columns that add nothing to the update. Unlike everything else here it
@@ -73,7 +98,8 @@ class Basis:
 
     def overlap(self, other: Basis) -> torch.Tensor:
         """Return ``self^T other``, [m, rho, rho_other]: cosines between the two bases."""
-        return self.side.gram[:, self.span, other.span]
+        known = self.side.centre in (None, self.index, other.index)
+        return (self.side.known if known else self.side.gram)[:, self.span, other.span]
 
     def dense(self, module: int) -> torch.Tensor:
         """Return the basis itself in one module, [width, rho] float64."""
@@ -163,9 +189,9 @@ class Rows:
 
 
 # The basis that Cholesky of a Gram matrix gives is off by about eps * condition^2 / sqrt(r);
-# beyond these the next more accurate way is taken. At the limit a basis is good to 1e-8 from
-# float64 factors, and to 1e-4, a twentieth of bfloat16's rounding, from float32.
-_GRAM_LIMIT = {torch.float64: 1e4, torch.float32: 1e2}
+# beyond these times r^1/4 the next more accurate way is taken. At the limit a basis is good to
+# 1e-8 from float64 factors, and to 2e-4, a tenth of bfloat16's rounding, from float32.
+_GRAM_LIMIT = {torch.float64: 5e3, torch.float32: 50}
 # Columns whose squares are smaller may have lost terms to underflow.
 _LEAST_SQUARE = {torch.float64: 1e-280, torch.float32: 1e-25}
 # Directions of a factor this far below its largest are rounding noise of float32 data; the
@@ -182,6 +208,7 @@ def from_factors(
     scales: torch.Tensor,
     dtype: torch.dtype = torch.float64,
     backend: str = "auto",
+    centre: int | None = None,
 ) -> tuple[list[Update], list[int]]:
     """Return the updates of a batch of modules, as far as Gram matrices are safe.
 
@@ -192,6 +219,8 @@ def from_factors(
         scales: [m, n] float64, the LoRA scaling of each.
         dtype: Working precision, float64 or float32.
         backend: See `gam_kernels.resolve`.
+        centre: Place of the adapter whose overlaps with the others will be asked for, and no
+            others; those are then found only if they are asked for after all.
 
     Returns:
         The updates of the modules for which they are safe, empty if there are none; and the
@@ -199,18 +228,19 @@ def from_factors(
     """
     sides = [lora_b, [[factor.mT for factor in module] for module in lora_a]]
     ranks = [factor.shape[1] for factor in lora_b[0]]
-    grams = [gram(factors, dtype, backend=backend) for factors in sides]
+    pairs = centre if centre is None else [(i, j) for i in range(len(ranks)) for j in (i, centre)]
+    grams = [gram(factors, dtype, pairs=pairs, backend=backend) for factors in sides]
     spans = _spans(ranks)
     blocks = [[orthonormalize_gram(matrix[:, span, span]) for span in spans] for matrix in grams]
     # The lengths that the columns have when each b_j a_j is shared out evenly: a column far
     # shorter than its adapter's others is noise, or nearly, and needs the careful way.
     squares = [torch.diagonal(matrix, dim1=-2, dim2=-1) for matrix in grams]
     lengths = squares[0].clamp_min(0).sqrt().mul(squares[1].clamp_min(0).sqrt()).sqrt()
-    limit = _GRAM_LIMIT[dtype]
     least = _LEAST_SQUARE[dtype]
     safe = (scales != 0).all(-1)
     for left, right, span in zip(*blocks, spans, strict=True):
         own = lengths[:, span]
+        limit = _GRAM_LIMIT[dtype] * own.shape[-1] ** 0.25
         safe &= torch.maximum(left[2], right[2]) <= limit
         safe &= torch.minimum(*(square[:, span].amin(-1) for square in squares)) > least
         safe &= own.amin(-1) > 10 * limit * _RANK_TOLERANCE * own.amax(-1)
@@ -230,7 +260,7 @@ def from_factors(
             [[block[safe] for block in side] for side in pair] for pair in (gauges, coordinates)
         )
     found = gauges, coordinates, cores, grams
-    return _assemble(names, ranks, sides, dtype, *found, backend), careful
+    return _assemble(names, ranks, sides, dtype, *found, backend, centre), careful
 
 
 def from_module(
@@ -314,15 +344,24 @@ def _assemble(
     cores: Sequence[torch.Tensor],
     grams: Sequence[torch.Tensor],
     backend: str,
+    centre: int | None = None,
 ) -> list[Update]:
     raw_spans = _spans([gauge.shape[-2] for gauge in gauges[0]])
     spans = _spans([core.shape[-1] for core in cores])
     sides = []
     for modules, blocks, raw in zip(factors, gauges, grams, strict=True):
-        pairs = list(zip(raw_spans, blocks, strict=True))
-        half = torch.cat([raw[..., span] @ block for span, block in pairs], dim=-1)
-        whole = torch.cat([block.mT @ half[:, span] for span, block in pairs], dim=-2)
-        sides.append(Side(modules, dtype, block_diagonal(blocks), whole, backend))
+        known = raw.new_zeros(len(raw), *2 * (spans[-1].stop,))
+        known.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+        for one in range(len(names)) if centre is None else [centre]:
+            # Each pair once: with those before, but the centre with all.
+            rows = slice(raw_spans[one].start if centre is None else None)
+            half = raw[:, rows, raw_spans[one]] @ blocks[one]
+            for two in range(one if centre is None else len(names)):
+                if one != two:
+                    overlap = blocks[two].mT @ half[:, raw_spans[two]]
+                    known[:, spans[two], spans[one]] = overlap
+                    known[:, spans[one], spans[two]] = overlap.mT
+        sides.append(Side(modules, dtype, block_diagonal(blocks), known, backend, centre))
     return [
         Update(
             name,

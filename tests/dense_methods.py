@@ -96,6 +96,47 @@ def karcher(deltas, weights, steps=10_000):
     return sum(abs(w) * np.linalg.norm(d) for d, w in zip(deltas, weights, strict=True)) * mean
 
 
+def frechet(deltas, weights):
+    """Karcher means of the column and row spaces, then the mean core in their frames."""
+    shares = np.abs(weights) / np.abs(weights).sum()
+    svds = [oracle.thin_svd(delta) for delta in deltas]
+    left, right = (karcher_subspace([svd[i] for svd in svds], shares) for i in (0, 2))
+    core = sum(
+        w * oracle.procrustes(u, left).T @ np.diag(s) @ oracle.procrustes(v, right)
+        for w, (u, s, v) in zip(weights, svds, strict=True)
+    )
+    return left @ core @ right.T
+
+
+def karcher_subspace(bases, shares):
+    """Gradient descent of sum_i s_i d(X, span Q_i)^2 on the Grassmannian, whole steps."""
+    rank = max(basis.shape[1] for basis in bases)
+    projector = sum(share * (q @ q.T) for share, q in zip(shares, bases, strict=True))
+    mean = np.linalg.eigh(projector)[1][:, -rank:]
+    for _ in range(20_000):
+        tangent = subspace_gradient(mean, bases, shares)
+        u, s, vt = np.linalg.svd(tangent, full_matrices=False)
+        if s[0] < 1e-12:
+            break
+        mean = (mean @ vt.T * np.cos(s) + u * np.sin(s)) @ vt
+        mean = np.linalg.qr(mean)[0]
+    return mean
+
+
+def subspace_gradient(mean, bases, shares):
+    """sum_i s_i log_X(Q_i), one principal angle after the other."""
+    total = np.zeros_like(mean)
+    for basis, share in zip(bases, shares, strict=True):
+        a, _, bt = np.linalg.svd(mean.T @ basis, full_matrices=False)
+        for near, far in zip((mean @ a).T, (basis @ bt.T).T, strict=True):
+            rest = far - (far @ near) * near
+            length = np.linalg.norm(rest)
+            if length > 1e-15:
+                angle = math.atan2(length, far @ near)
+                total += share * angle * np.outer(rest / length, near @ mean)
+    return total
+
+
 def multislerp(deltas, weights):
     return karcher(deltas, weights, steps=1)
 
@@ -200,6 +241,7 @@ METHODS = {
     "ctm": ctm,
     "karcher": karcher,
     "multislerp": multislerp,
+    "frechet": frechet,
 }
 """Method to its dense form, default parameters throughout."""
 

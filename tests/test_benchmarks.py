@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -29,11 +31,45 @@ def test_operations_are_checked_and_measured():
         "ops.py", "--device", "cpu", "--model", "tiny", "--rank", "4", "--runs", "1", "--dry"
     )
     records = [json.loads(line) for line in printed.splitlines()]
-    operations = ("gram", "combine", "polar", "entries", "resident gam")
-    assert tuple(dict.fromkeys(record["op"] for record in records)) == operations
-    for impl in ("op", "reference", "copy"):
-        assert [r["op"] for r in records if r["impl"] == impl] == list(operations)
+    operations = ["gram", "combine", "polar", "entries", "resident gam"]
+    module = ["module gam", "module linear", "module ties"]
+    peft = ["module linear", "module ties"]
+    found = {}
+    for record in records:
+        found.setdefault(record["impl"].split()[0], []).append(record["op"])
+    assert found["op"] == found["copy"] == operations + module
+    assert (found["reference"], found["literal"], found["peft"]) == (operations, module, peft)
+    errors = [r["err_fp64"] for r in records if r["impl"].split()[0] in ("literal", "peft")]
+    assert max(errors) < 1e-5
+    shapes = [r["shape"] for r in records if r["op"].startswith("module ")]
+    smallest = {"module": "model.layers.0.self_attn.k_proj", "out": 32, "in": 64}
+    assert all(shape == {"model": "tiny", "rank": 4, "adapters": 3, **smallest} for shape in shapes)
     assert all(record["gpu"] is None and record["p50"] > 0 for record in records)
+
+
+def test_one_module_may_be_named_and_slow_calls_are_made_once():
+    printed = benchmark(
+        *("ops.py", "--device", "cpu", "--model", "tiny", "--rank", "2", "--adapters", "2"),
+        *("--op", "module ties", "--module", "down_proj", "--seconds", "0", "--dry"),
+    )
+    records = [json.loads(line) for line in printed.splitlines()]
+    assert {(r["op"], r["n"], r["shape"]["out"], r["shape"]["in"]) for r in records} == {
+        ("module ties", 1, 64, 160)
+    }
+
+
+@pytest.mark.parametrize("option", [["--inputs", "PLACE"], ["--inputs=PLACE"]])
+def test_whole_merges_are_measured_and_records_name_no_place(tmp_path, option):
+    words = [word.replace("PLACE", str(tmp_path)) for word in option]
+    printed = benchmark(
+        *("run.py", "--model", "tiny", "--rank", "4", "--method", "gam", "--runs", "1"),
+        *words,
+        "--dry",
+    )
+    records = [json.loads(line) for line in printed.splitlines()]
+    assert [r["impl"] for r in records] == ["floor"] * 3 + ["gam"] * 3
+    command = "python benchmarks/run.py --model tiny --rank 4 --method gam --runs 1 --dry"
+    assert {r["command"] for r in records} == {command}
 
 
 def test_plot(tmp_path):

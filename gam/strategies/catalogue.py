@@ -40,11 +40,17 @@ _DELLA = (
     "Deep, Bhardwaj and Poria 2024, DELLA-Merging: Reducing Interference in Model Merging through "
     "Magnitude-Based Sampling, arXiv:2406.11617"
 )
+_KNOTS = "Stoica et al. 2025, Model Merging with SVD to Tie the Knots, arXiv:2410.19735"
+_CORE = (
+    "Panariello et al. 2025, Accurate and Efficient Low-Rank Model Merging in Core Space, "
+    "arXiv:2509.17786"
+)
 
 BUILT_IN = (
     Strategy(
         name="gam",
         function="gam.strategies.gam:gam",
+        centre="gam.strategies.gam:centre",
         summary="Align the singular subspaces by rotations, then average bases and cores.",
         paper="Preference Delta Aggregation with LoRA Merging, arXiv 2606.00357",
         params=(
@@ -192,23 +198,36 @@ BUILT_IN = (
         name="knots_ties",
         function="gam.strategies.knots:knots_ties",
         summary="KnOTS: bring all updates into one basis of the output side, TIES between them.",
-        paper="Stoica et al. 2025, Model Merging with SVD to Tie the Knots, arXiv:2410.19735",
+        paper=_KNOTS,
         params=(_DENSITY,),
     ),
     Strategy(
         name="knots_dare_ties",
         function="gam.strategies.knots:knots_dare_ties",
         summary="KnOTS with DARE between the aligned updates, signs elected as in TIES.",
-        paper="Stoica et al. 2025, Model Merging with SVD to Tie the Knots, arXiv:2410.19735",
+        paper=f"{_KNOTS}; {_DARE}",
+        params=(_COIN, _SEED),
+    ),
+    Strategy(
+        name="knots_dare",
+        function="gam.strategies.knots:knots_dare",
+        summary="KnOTS with DARE between the aligned updates, then their average.",
+        paper=f"{_KNOTS}; {_DARE}",
         params=(_COIN, _SEED),
     ),
     Strategy(
         name="core_ties",
         function="gam.strategies.core_ties:core_ties",
         summary="TIES on the small matrices of the updates in their core space.",
-        paper="Panariello et al. 2025, Accurate and Efficient Low-Rank Model Merging in Core "
-        "Space, arXiv:2509.17786",
+        paper=_CORE,
         params=(_DENSITY,),
+    ),
+    Strategy(
+        name="core_dare_ties",
+        function="gam.strategies.core_ties:core_dare_ties",
+        summary="As core_ties, entries dropped at random and the others rescaled, not trimmed.",
+        paper=f"{_CORE}; {_DARE}",
+        params=(_COIN, _SEED),
     ),
     Strategy(
         name="ctm",
@@ -254,5 +273,12 @@ BUILT_IN = (
         function="gam.strategies.spherical:multislerp",
         summary="Average in the tangent space at the mean direction; slerp for two.",
         paper="Goddard et al. 2024, Arcee's MergeKit, arXiv:2403.13257",
+    ),
+    Strategy(
+        name="frechet",
+        function="gam.strategies.frechet:frechet",
+        summary="Karcher means of the column and row spaces, then the mean core in their frames.",
+        paper="Bonnabel, Collard and Sepulchre 2013, Rank-preserving geometric means of positive "
+        "semi-definite matrices, doi:10.1016/j.laa.2012.12.009",
     ),
 )

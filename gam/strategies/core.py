@@ -9,14 +9,14 @@ rotations of input and output, it may do to these.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from gam.strategies.entrywise import kept_entries
+from gam.strategies.entrywise import Band, Coin, Merge, draw_of
 from gam.updates import InexactError, Product, Side, Update
+from gam_kernels.entries.vote import Vote
 
 # Eigenvalues of a Gram matrix of unit vectors below this are directions that some of them
 # share, up to the rounding of float32 data: two directions at an angle t give about t^2 / 2.
@@ -26,8 +26,6 @@ _NOISE = 1e-7
 # What float32 Gram matrices determine well enough for half-precision results.
 _FLOAT32_GRAM = 1e-4
 _FLOAT32_VALUES = 1e-3
-# Entries that are looked at to guess the k-th largest of many.
-_SAMPLE = 4096
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,9 @@ def _basis(side: Side) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _kept(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return which eigenvalues of a Gram matrix are directions, [..., n] ascending."""
-    if dtype == torch.float32 and bool((values[..., 0] < _FLOAT32_GRAM * values[..., -1]).any()):
-        raise InexactError
+    poor = values[..., 0] < _FLOAT32_GRAM * values[..., -1]
+    if dtype == torch.float32 and bool(poor.any()):
+        raise InexactError(poor)
     return values > _SHARED * values[..., -1:]
 
 
@@ -141,66 +140,41 @@ def spectrum(
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     size = values[..., :1] if size is None else size[..., None]
     left, values, right = left[..., :count], values[..., :count], right.mT[..., :count]
-    if dtype == torch.float32 and bool((values < _FLOAT32_VALUES * size).any()):
-        raise InexactError
+    poor = (values < _FLOAT32_VALUES * size).any(-1)
+    if dtype == torch.float32 and bool(poor.any()):
+        raise InexactError(poor)
     alive = values > _NOISE * size
     vectors = (part * alive.unsqueeze(-2) for part in (left, right))
     return next(vectors), torch.where(alive, values, 0.0), next(vectors)
 
 
-def ties_of(
+def elected(
     votes: Sequence[torch.Tensor],
     weights: Sequence[float],
-    density: float,
+    rule: Band | Coin,
     counts: Sequence[int],
+    updates: Sequence[Update],
 ) -> torch.Tensor:
-    """Return the TIES merge of small matrices, by the rules of `gam.strategies.ties`.
+    """Return the merge of small matrices by election, as `merge_entries` merges dense ones.
 
     Args:
-        votes: One per adapter, [m, p, q], its weight multiplied in. Overwritten.
+        votes: One per adapter, [m, p, q], its weight multiplied in.
         weights: One per adapter; the mean is over those that agree.
-        density: Share of the entries that is kept.
+        rule: Which entries are kept.
         counts: How many entries each module has, those left out that stand for nothing.
+        updates: Whose votes they are.
 
     Returns:
         [m, p, q].
     """
-    for vote in votes:
-        for module, count in zip(vote, counts, strict=True):
-            keep = min(kept_entries(density, count), module.numel())
-            limit = _kth_largest(module.abs().flatten(), keep) if keep else torch.inf
-            torch.hardshrink(module, limit, out=module)
-    return elect(votes, weights)
+    height, width = votes[0].shape[-2:]
+    identity = torch.eye(width, dtype=votes[0].dtype, device=votes[0].device)
 
+    def of(module: int) -> list[Vote]:
+        return [
+            Vote(vote[module], identity, share=abs(weight), draw=draw_of(rule, update, module))
+            for vote, weight, update in zip(votes, weights, updates, strict=True)
+        ]
 
-def elect(votes: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    """Return the mean, entry by entry, of the votes that agree with the sign of their sum.
-
-    Args:
-        votes: One per adapter, of one shape, its weight multiplied in. Overwritten.
-        weights: One per adapter.
-    """
-    sign = functools.reduce(torch.add, votes).sign()  # the one vote itself, where it is alone
-    total, share = torch.zeros_like(sign), torch.zeros_like(sign)
-    for vote, weight in zip(votes, weights, strict=True):
-        vote.mul_(sign).clamp_min_(0)
-        total += vote
-        share.add_(vote.sign_(), alpha=abs(weight))
-    # Where nobody agrees the sum is zero: any positive share gives zero there.
-    return total.mul_(sign).div_(share.clamp_min_(min(map(abs, weights))))
-
-
-def _kth_largest(values: torch.Tensor, k: int) -> float:
-    """Return the largest number below the k-th largest of [n] values that are not negative."""
-    if len(values) > 4 * _SAMPLE:
-        # A sample brackets the answer, so that most values need not be ordered. The odd step
-        # keeps it from taking only some columns.
-        sample = values[:: len(values) // _SAMPLE | 1].sort(descending=True).values
-        place, spread = k * len(sample) / len(values), 4 * len(sample) ** 0.5
-        upper = values[values >= sample[min(int(place + spread), len(sample) - 1)]]
-        between = upper[upper <= sample[max(int(place - spread), 0)]]
-        above = len(upper) - len(between)
-        if above < k <= len(upper):
-            values, k = between, k - above
-    kth = values.kthvalue(len(values) - k + 1).values
-    return float(torch.nextafter(kth, torch.zeros_like(kth)))
+    merge = Merge(of, counts, rule, mean=True)
+    return torch.stack([merge.rows(module, 0, height) for module in range(len(counts))])

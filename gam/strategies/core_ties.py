@@ -1,4 +1,4 @@
-"""TIES in the core space of the adapters."""
+"""TIES and DARE in the core space of the adapters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from gam.strategies.core import core_space, ties_of
+from gam.strategies.core import core_space, elected
+from gam.strategies.entrywise import Band, Coin
 from gam.updates import Basis, Product, Update, block_diagonal
 
 
@@ -33,6 +34,36 @@ def core_ties(updates: Sequence[Update], weights: Sequence[float], *, density: f
 
     Source: Panariello et al. 2025, arXiv:2509.17786, section 4 and algorithm 1.
     """
+    return _merged(updates, weights, Band(density))
+
+
+def core_dare_ties(
+    updates: Sequence[Update], weights: Sequence[float], *, density: float, seed: int
+) -> Product:
+    """Return what `core_ties` does, entries of the cores dropped at random and not trimmed.
+
+    Each is dropped with the probability ``1 - density``, and else divided by ``density``; then
+    signs are elected, as in `dare_ties`.
+
+    Args:
+        updates: One per adapter, batched over m modules, with the names of their modules.
+        weights: One per update; they vote as in `ties`. Only their ratios matter.
+        density: Mean share of the entries of each core that stays; at 0 the merge is zero.
+        seed: Of the draw; see `Coin` for what it depends on besides. Rows and columns count
+            from the strongest direction.
+
+    Returns:
+        As `core_ties`.
+
+    Raises:
+        InexactError: As `core_ties`.
+
+    Source: as `core_ties`, and Yu et al. 2024, arXiv:2311.03099.
+    """
+    return _merged(updates, weights, Coin(density, seed))
+
+
+def _merged(updates: Sequence[Update], weights: Sequence[float], rule: Band | Coin) -> Product:
     core = core_space(updates)
     left, right = (
         torch.linalg.svd(frame @ block_diagonal([_own(basis) for basis in bases])).U
@@ -42,7 +73,7 @@ def core_ties(updates: Sequence[Update], weights: Sequence[float], *, density: f
     )
     votes = [w * (left.mT @ x @ right) for w, x in zip(weights, core.matrices, strict=True)]
     counts = [height * width for height, width in core.sizes]
-    merged = ties_of(votes, weights, density, counts)
+    merged = elected(votes, weights, rule, counts, updates)
     return Product(core.left @ left, merged, core.right @ right)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from gam.strategies.core import core_space, ties_of
+from gam.strategies.core import core_space, elected
+from gam.strategies.entrywise import Band
 from gam.updates import Product, Update
 
 # The alternation ends when no error of the approximation changes by more than this.
@@ -57,7 +58,7 @@ def ctm(
     terms = [w * (left.mT @ x @ right) for w, x in zip(weights, core.matrices, strict=True)]
     if rule == "ties":
         counts = [min(rank, height) * min(rank, width) for height, width in core.sizes]
-        merged = ties_of(terms, weights, density, counts)
+        merged = elected(terms, weights, Band(density), counts, updates)
     else:
         merged = torch.stack(terms).sum(0)
     return Product(core.left @ left, merged, core.right @ right)

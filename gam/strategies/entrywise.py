@@ -56,7 +56,7 @@ class Band:
             return math.inf, math.inf
         low = 0.0
         if skip + keep < count:
-            ends = torch.tensor([magnitude(skip + keep), 0.0], dtype=dtype)
+            ends = torch.tensor([magnitude(skip + keep), 0.0], dtype=dtype, device="cpu")
             low = float(torch.nextafter(ends[0], ends[1]))
         return low, magnitude(skip + 1) if skip else math.inf
 
@@ -135,8 +135,27 @@ def merge_entries(
     if not voters:
         zeros = updates[0].core.new_zeros(1, shape[1], dtype=dtype)
         return Rows(lambda _, start, stop: zeros.repeat(stop - start, 1), modules, shape)
-    merge = _Merge(voters, modules, rule, mean, dtype, left.backend)
-    return Rows(merge.rows, modules, shape, merge.matrix if merge.by_kernel else None)
+
+    def votes(module: int) -> list[Vote]:
+        found = []
+        for update, weight in voters:
+            lefts = update.left.dense(module) @ (update.core[module] * weight)
+            rights = update.right.dense(module).mT
+            factors = lefts.to(dtype), rights.to(dtype).contiguous()
+            draw = draw_of(rule, update, module)
+            found.append(Vote(*factors, share=abs(weight), draw=draw))
+        return found
+
+    # No kernel ranks the entries of a row.
+    ranked = isinstance(rule, Coin) and rule.epsilon > 0
+    by_kernel = not ranked and resolve(left.backend, updates[0].core) == "triton"
+    merge = Merge(votes, [math.prod(shape)] * modules, rule, mean, by_kernel)
+    return Rows(merge.rows, modules, shape, merge.matrix if by_kernel else None)
+
+
+def draw_of(rule: Band | Coin, update: Update, module: int) -> Draw | None:
+    """Return what decides on the entries of an update by chance, if anything does."""
+    return rule.draw(update.modules[module], update.name) if isinstance(rule, Coin) else None
 
 
 def kept_entries(density: float, count: int) -> int:
@@ -151,27 +170,32 @@ def kept_entries(density: float, count: int) -> int:
     return max(math.floor(density * count + 0.5), 1) if density else 0
 
 
-class _Merge:
-    """The votes of every module, and the rows of the merge from them."""
+class Merge:
+    """The merge of the votes of every module, by rows."""
 
     def __init__(
         self,
-        voters: Sequence[tuple[Update, float]],
-        modules: int,
+        votes: Callable[[int], list[Vote]],
+        counts: Sequence[int],
         rule: Band | Coin,
         mean: bool,
-        dtype: torch.dtype,
-        backend: str,
+        by_kernel: bool = False,
     ) -> None:
-        self._voters = voters
+        """Find the limits of all modules.
+
+        Args:
+            votes: ``votes(module)`` are those of a module, of one shape in all modules.
+            counts: How many entries each module has, those left out that stand for nothing.
+            rule: Which entries are kept.
+            mean: Elect and average, rather than add up.
+            by_kernel: Whether `matrix` will be used, and not `rows`.
+        """
+        self._votes = votes
         self._rule = rule
         self._mean = mean
-        self._dtype = dtype
-        # No kernel ranks the entries of a row.
-        ranked = isinstance(rule, Coin) and rule.epsilon > 0
-        self.by_kernel = not ranked and resolve(backend, voters[0][0].core) == "triton"
-        self._blocks = Blocks(self._votes(0), mean)
-        self._limits = [self._find_limits(module) for module in range(modules)]
+        self._by_kernel = by_kernel
+        self._blocks = Blocks(votes(0), mean)
+        self._limits = [self._find_limits(module, count) for module, count in enumerate(counts)]
         self._module = -1
 
     def rows(self, module: int, start: int, stop: int) -> torch.Tensor:
@@ -182,20 +206,19 @@ class _Merge:
             self._module = module
         return self._blocks.rows(start, stop)
 
-    def _find_limits(self, module: int) -> list[tuple[float, float]]:
-        rule = self._rule
+    def _find_limits(self, module: int, count: int) -> list[tuple[float, float]]:
+        rule, votes = self._rule, self._votes(module)
         if isinstance(rule, Coin) or rule == Band(1.0):
-            return [(0.0, math.inf)] * len(self._voters)
-        votes = self._votes(module)
-        count = math.prod(self._blocks.shape)
-        if self.by_kernel:
+            return [(0.0, math.inf)] * len(votes)
+        dtype = votes[0].left.dtype
+        if self._by_kernel:
             found = functools.cache(partial(kth_magnitudes, votes, backend="triton"))
 
             def magnitude(index: int, k: int) -> float:
                 return found(k)[index]
 
             finds = [partial(magnitude, index) for index in range(len(votes))]
-            return [rule.limits(count, self._dtype, find) for find in finds]
+            return [rule.limits(count, dtype, find) for find in finds]
         self._blocks.load(votes)
         limits = []
         for index, vote in enumerate(votes):
@@ -205,7 +228,7 @@ class _Merge:
                 self._blocks.shape,
                 sample=partial(_sample, vote.left, vote.right),
             )
-            limits.append(rule.limits(count, self._dtype, find))
+            limits.append(rule.limits(count, dtype, find))
         return limits
 
     def matrix(self, module: int) -> Entries:
@@ -213,18 +236,6 @@ class _Merge:
         pairs = zip(self._votes(module), self._limits[module], strict=True)
         votes = [replace(vote, low=low, high=high) for vote, (low, high) in pairs]
         return Entries(votes, self._mean, backend="triton")
-
-    def _votes(self, module: int) -> list[Vote]:
-        votes = []
-        for update, weight in self._voters:
-            draw = None
-            if isinstance(self._rule, Coin):
-                draw = self._rule.draw(update.modules[module], update.name)
-            left = update.left.dense(module) @ (update.core[module] * weight)
-            right = update.right.dense(module).mT
-            factors = left.to(self._dtype), right.to(self._dtype).contiguous()
-            votes.append(Vote(*factors, share=abs(weight), draw=draw))
-        return votes
 
 
 def _sample(left: torch.Tensor, right: torch.Tensor, n: int) -> torch.Tensor:

@@ -16,7 +16,7 @@ Source: Preference Delta Aggregation, arXiv 2606.00357, equations 1 to 5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from gam.strategies.core import inverse_root
-from gam.updates import Basis, Product, Update, sized
+from gam.updates import Basis, Product, Side, Update, sized
 from gam_kernels import polar
 
 # A fixed point is reached when no entry of a rotation moves more than this.
@@ -42,18 +42,18 @@ class _Frame:
     Attributes:
         rotations: T_i, [m, rho_i, rho].
         mean: [m, sum rho_i, rho], the mean basis as coefficients over all bases.
-        joint: [m, sum rho_i, sum rho_i], the Gram matrix of all bases.
+        side: Where the bases lie.
         diagnostics: For the report.
     """
 
     rotations: list[torch.Tensor]
     mean: torch.Tensor
-    joint: torch.Tensor
+    side: Side
     diagnostics: dict[str, list[Any]]
 
     def gram(self) -> torch.Tensor:
         """Return the Gram matrix of the mean basis, [m, rho, rho]."""
-        return self.mean.mT @ self.joint @ self.mean
+        return self.mean.mT @ self.side.gram @ self.mean
 
 
 def gam(
@@ -89,7 +89,8 @@ def gam(
     if reference == "consensus":
         find = _consensus
     else:
-        find = partial(_align, chosen=_choose(updates, reference))
+        ranks = {update.name: update.core.shape[-1] for update in updates}
+        find = partial(_align, chosen=_choose(ranks, reference))
     left, right = (
         find(bases, shares) for bases in ([u.left for u in updates], [u.right for u in updates])
     )
@@ -112,33 +113,48 @@ def gam(
     return sized(product, updates, weights) if match_norm else product
 
 
-def _choose(updates: Sequence[Update], reference: str | None) -> int:
-    for index, update in enumerate(updates):
-        if update.name == reference:
-            return index
-    ranks = [update.core.shape[-1] for update in updates]
-    return ranks.index(max(ranks))
+def centre(
+    ranks: Mapping[str, int], *, reference: str | None, retract: bool, match_norm: bool
+) -> int | None:
+    """Return the place of the reference where no other overlaps are needed, else None."""
+    if reference == "consensus" or retract or match_norm:
+        return None
+    return _choose(ranks, reference)
+
+
+def _choose(ranks: Mapping[str, int], reference: str | None) -> int:
+    if reference is None or reference not in ranks:
+        reference = max(ranks, key=lambda name: ranks[name])  # the first of them
+    return [*ranks].index(reference)
 
 
 def _align(bases: Sequence[Basis], shares: Sequence[float], chosen: int) -> _Frame:
     """Rotate every basis onto the chosen one and average."""
-    joint = bases[0].side.gram
     target = bases[chosen]
-    rank = target.gauge.shape[-1]
-    rotations, smallest = [], []
-    for index, basis in enumerate(bases):
-        if index == chosen:
-            identity = torch.eye(rank, dtype=joint.dtype, device=joint.device)
-            rotations.append(identity.expand(joint.shape[0], rank, rank))
-            continue
-        rotation, least = polar(basis.overlap(target), backend=basis.side.backend)
-        rotations.append(rotation)
-        smallest.append(least)
+    modules, rank = len(target.gauge), target.gauge.shape[-1]
+    others = [basis for basis in bases if basis is not target]
+    found = _polars([basis.overlap(target) for basis in others], target.side.backend)
+    rotations, smallest = [list(column) for column in zip(*found, strict=True)] or ([], [])
+    identity = torch.eye(rank, dtype=target.gauge.dtype, device=target.gauge.device)
+    rotations.insert(chosen, identity.expand(modules, rank, rank))
     diagnostics: dict[str, list[Any]] = {}
     if smallest:
         diagnostics["overlap_min"] = torch.stack(smallest).amin(0).tolist()
     mean = _mean(shares, rotations)
-    return _Frame(rotations, mean, joint, diagnostics)
+    return _Frame(rotations, mean, bases[0].side, diagnostics)
+
+
+def _polars(
+    overlaps: Sequence[torch.Tensor], backend: str
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return what `polar` does for each of several batches, those of one shape at once."""
+    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for shape in {overlap.shape for overlap in overlaps}:
+        alike = [index for index, overlap in enumerate(overlaps) if overlap.shape == shape]
+        factor, least = polar(torch.cat([overlaps[index] for index in alike]), backend=backend)
+        parts = torch.split(factor, shape[0]), torch.split(least, shape[0])
+        found |= dict(zip(alike, zip(*parts, strict=True), strict=True))
+    return [found[index] for index in range(len(overlaps))]
 
 
 def _mean(shares: Sequence[float], rotations: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -169,25 +185,32 @@ def _consensus(bases: Sequence[Basis], shares: Sequence[float]) -> _Frame:
     frame = roots[:, None] * leading
     gap = values[..., -rank] - (values[..., -rank - 1] if sum(ranks) > rank else 0)
 
-    turn = partial(polar, backend=bases[0].side.backend)
-    rotations = [turn(part)[0] for part in torch.split(joint @ frame, ranks, dim=-2)]
+    def rotated(frame: torch.Tensor) -> list[torch.Tensor]:
+        parts = torch.split(joint @ frame, ranks, dim=-2)
+        return [factor for factor, _ in _polars(parts, bases[0].side.backend)]
+
+    rotations = rotated(frame)
     change = joint.new_full(joint.shape[:1], torch.inf)
-    iterations = 0
-    while iterations < _CONSENSUS_ITERATIONS and bool((change > _CONSENSUS_TOLERANCE).any()):
-        iterations += 1
+    iterations = torch.zeros_like(change, dtype=torch.int64)
+    for _ in range(_CONSENSUS_ITERATIONS):
+        # A module at rest stays, whatever the others of its batch do.
+        moving = change > _CONSENSUS_TOLERANCE
+        if not bool(moving.any()):
+            break
+        iterations += moving
         mean = _mean(shares, rotations)
-        frame = mean @ inverse_root(mean.mT @ joint @ mean)
-        previous = rotations
-        rotations = [turn(part)[0] for part in torch.split(joint @ frame, ranks, dim=-2)]
-        moved = [(a - b).abs().amax((-2, -1)) for a, b in zip(rotations, previous, strict=True)]
-        change = torch.stack(moved).amax(0)
+        found = rotated(mean @ inverse_root(mean.mT @ joint @ mean))
+        moved = [(a - b).abs().amax((-2, -1)) for a, b in zip(found, rotations, strict=True)]
+        change = torch.where(moving, torch.stack(moved).amax(0), change)
+        mask = moving[:, None, None]
+        rotations = [torch.where(mask, a, b) for a, b in zip(found, rotations, strict=True)]
     diagnostics: dict[str, list[Any]] = {
-        "consensus_iterations": [iterations] * joint.shape[0],
+        "consensus_iterations": iterations.tolist(),
         "consensus_change": change.tolist(),
         "consensus_gap": gap.tolist(),
     }
     mean = _mean(shares, rotations)
-    return _Frame(rotations, mean, joint, diagnostics)
+    return _Frame(rotations, mean, bases[0].side, diagnostics)
 
 
 def _warnings(diagnostics: dict[str, list[Any]]) -> dict[str, list[int]]:

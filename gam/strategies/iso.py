@@ -2,7 +2,8 @@
 
 A LoRA update has no more than r singular values, and the singular vectors of the others,
 which are zero, are anybody's choice. So both methods work in the core space: within what
-the adapters span, R = sum r_i dimensions unless they share some.
+the adapters span, R = sum r_i dimensions unless they share some. An output of smaller rank keeps
+the directions that lead in the sum; in `iso_cts` the common ones, then each adapter's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import torch
 
 from gam.strategies.core import Core, core_space, inverse_root, spectrum
 from gam.updates import Product, Update
+
+# Far above the noise of float64, and nothing to float32.
+_TILT = 1e-8
 
 
 def iso_c(updates: Sequence[Update], weights: Sequence[float]) -> Product:
@@ -33,7 +37,7 @@ def iso_c(updates: Sequence[Update], weights: Sequence[float]) -> Product:
     """
     core, total = _sum(updates, weights)
     left, values, right = spectrum(total, updates[0].left.side.dtype)
-    return core.product(_mean(values) * left @ right.mT)
+    return core.product(_level(values) * left @ right.mT)
 
 
 def iso_cts(updates: Sequence[Update], weights: Sequence[float], *, common: float) -> Product:
@@ -67,13 +71,17 @@ def iso_cts(updates: Sequence[Update], weights: Sequence[float], *, common: floa
     shared = [count - part * len(updates) for count, part in zip(dimensions, own, strict=True)]
     left, values, right = _first(spectrum(total, dtype, max(shared)), shared)
     parts = [(left, values, right)]
-    for matrix, weight in zip(core.matrices, weights, strict=True):
-        rest = weight * (matrix - left @ (left.mT @ matrix))
-        size = abs(weight) * torch.linalg.matrix_norm(matrix)
-        parts.append(_first(spectrum(rest, dtype, max(own), size), own))
+    for update, weight in zip(updates, weights, strict=True):
+        # Without the right basis, which is orthonormal, a matrix of few columns.
+        matrix = core.frames[0][..., update.left.span] @ (weight * update.core)
+        rest = matrix - left @ (left.mT @ matrix)
+        size = torch.linalg.matrix_norm(matrix)
+        own_left, own_values, own_right = spectrum(rest, dtype, max(own), size)
+        own_right = core.frames[1][..., update.right.span] @ own_right
+        parts.append(_first((own_left, own_values, own_right), own))
     u, values, v = (torch.cat(column, dim=-1) for column in zip(*parts, strict=True))
-    u, v = (basis @ inverse_root(basis.mT @ basis, dtype) for basis in (u, v))
-    return core.product(_mean(values) * u @ v.mT)
+    roots = inverse_root(torch.stack([u.mT @ u, v.mT @ v]), dtype)
+    return core.product(_level(values) * (u @ roots[0]) @ (v @ roots[1]).mT)
 
 
 def _sum(updates: Sequence[Update], weights: Sequence[float]) -> tuple[Core, torch.Tensor]:
@@ -93,6 +101,12 @@ def _first(
     return left * kept.unsqueeze(-2), values * kept, right * kept.unsqueeze(-2)
 
 
-def _mean(values: torch.Tensor) -> torch.Tensor:
-    """Return the mean of those singular values, [m, n], that are not zero, as [m, 1, 1]."""
-    return (values.sum(-1) / (values > 0).sum(-1).clamp_min(1))[:, None, None]
+def _level(values: torch.Tensor) -> torch.Tensor:
+    """Return the mean of those singular values, [m, n], that are not zero, as [m, 1, n].
+
+    It falls by `_TILT` from the first direction to the last, or noise would choose those that
+    an output of smaller rank keeps.
+    """
+    mean = values.sum(-1, keepdim=True) / (values > 0).sum(-1, keepdim=True).clamp_min(1)
+    steps = torch.linspace(0, 1, values.shape[-1], dtype=values.dtype, device=values.device)
+    return (mean * (1 - _TILT * steps)).unsqueeze(-2)

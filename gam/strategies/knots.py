@@ -10,15 +10,15 @@ side of U, and so have we.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from gam.strategies.core import core_space, elect, ties_of
-from gam.strategies.entrywise import Coin
+from gam.strategies.core import core_space
+from gam.strategies.entrywise import Band, Coin, Merge, draw_of
 from gam.updates import Product, Side, Update
 from gam_kernels import gram
-from gam_kernels.entries.vote import Draw, marks, words
+from gam_kernels.entries.vote import Vote
 
 # Singular values this far below the largest are rounding noise, as in `gam.refactor`.
 _NOISE = 1e-7
@@ -43,12 +43,7 @@ def knots_ties(updates: Sequence[Update], weights: Sequence[float], *, density: 
 
     Source: Stoica et al. 2025, arXiv:2410.19735, section 4, and the authors' code.
     """
-
-    def merge(module: int, votes: list[torch.Tensor], rows: int) -> torch.Tensor:
-        count = rows * len(votes[0])
-        return ties_of([vote[None] for vote in votes], weights, density, [count])[0]
-
-    return _knots(updates, weights, merge)
+    return _knots(updates, weights, Band(density), mean=True)
 
 
 def knots_dare_ties(
@@ -74,41 +69,38 @@ def knots_dare_ties(
 
     Source: as `knots_ties`, and Yu et al. 2024, arXiv:2311.03099.
     """
-    names = updates[0].modules
-
-    def merge(module: int, votes: list[torch.Tensor], rows: int) -> torch.Tensor:
-        for vote, update in zip(votes, updates, strict=True):
-            kept = _drawn(Coin(density, seed).draw(names[module], update.name), vote)
-            vote.masked_fill_(~kept, 0.0).div_(density or 1.0)
-        return elect(votes, weights)
-
-    return _knots(updates, weights, merge)
+    return _knots(updates, weights, Coin(density, seed), mean=True)
 
 
-def _drawn(draw: Draw, vote: torch.Tensor) -> torch.Tensor:
-    """Return which entries of a transposed matrix, [k, p], a draw keeps."""
-    width, height = vote.shape
-    rows, columns = marks(draw.key[0], height, vote.device), marks(draw.key[1], width, vote.device)
-    space = torch.empty(2, height, width, dtype=torch.int32, device=vote.device)
-    limit = draw.limits(torch.tensor([draw.density], dtype=torch.float64)).to(vote.device)
-    kept: torch.Tensor = (words(rows, columns, space) <= limit).mT
-    return kept if draw.density else torch.zeros_like(kept)
+def knots_dare(
+    updates: Sequence[Update], weights: Sequence[float], *, density: float, seed: int
+) -> Product:
+    """Return the KnOTS merge of the updates with DARE between the aligned matrices.
+
+    As `knots_dare_ties`, but what is left of all updates is added up, as in `dare_linear`. At
+    density 1 this is `linear`.
+
+    Args:
+        updates: One per adapter, batched over m modules, with the names of their modules.
+        weights: One per update.
+        density: As for `knots_dare_ties`.
+        seed: As for `knots_dare_ties`.
+
+    Returns:
+        As `knots_ties`.
+
+    Raises:
+        InexactError: The precision is float32, and some directions are nearly shared.
+
+    Source: as `knots_dare_ties`.
+    """
+    return _knots(updates, weights, Coin(density, seed), mean=False)
 
 
 def _knots(
-    updates: Sequence[Update],
-    weights: Sequence[float],
-    merge: Callable[[int, list[torch.Tensor], int], torch.Tensor],
+    updates: Sequence[Update], weights: Sequence[float], rule: Band | Coin, *, mean: bool
 ) -> Product:
-    """Align the updates and merge them.
-
-    Args:
-        updates: One per adapter.
-        weights: One per update.
-        merge: From the place of a module, the transposed aligned matrices [k, p] of the
-            adapters, weighted, which it may overwrite, and the number of their columns that
-            stand for something, the first ones, to the merged matrix.
-    """
+    """Align the updates, and merge the aligned matrices as `merge_entries` does dense ones."""
     core = core_space(updates)
     squares, vectors = torch.linalg.eigh(torch.stack([x @ x.mT for x in core.matrices]).sum(0))
     squares, vectors = squares.flip(-1), vectors.flip(-1)
@@ -116,15 +108,26 @@ def _knots(
     vectors = vectors * alive.unsqueeze(-2)
     side = updates[0].right.side
     left = vectors.mT @ core.frames[0]
+    voters = [(update, weight) for update, weight in zip(updates, weights, strict=True) if weight]
     coefficients = [
-        w * side.gauge[..., u.right.span] @ (left[..., u.left.span] @ u.core).mT
-        for u, w in zip(updates, weights, strict=True)
+        (w * (left[..., u.left.span] @ u.core) @ u.right.gauge.mT).to(side.dtype) for u, w in voters
     ]
-    factors = []
-    for module, rows in enumerate(alive.sum(-1).tolist()):
-        columns = torch.cat([factor.to(side.dtype) for factor in side.factors[module]], dim=-1)
-        votes = [columns @ small[module].to(side.dtype) for small in coefficients]
-        factors.append([merge(module, votes, rows)])
+
+    def votes(module: int) -> list[Vote]:
+        return [
+            Vote(
+                small[module],
+                side.factors[module][update.right.index].mT.to(side.dtype).contiguous(),
+                share=abs(weight),
+                draw=draw_of(rule, update, module),
+            )
+            for small, (update, weight) in zip(coefficients, voters, strict=True)
+        ]
+
+    height, width = vectors.shape[-1], side.factors[0][0].shape[0]
+    counts = [rows * width for rows in alive.sum(-1).tolist()]
+    merge = Merge(votes, counts, rule, mean)
+    factors = [[merge.rows(module, 0, height).mT] for module in range(len(counts))]
     identity = torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)
     identity = identity.expand_as(vectors)
     # Of weak rows nothing may be left, and only float64 copes with columns of zeros.

@@ -86,14 +86,16 @@ def _mean(updates: Sequence[Update], weights: Sequence[float], iterations: int) 
     shares = shares / shares.sum(-1, keepdim=True)
     values, vectors = torch.linalg.eigh(gram)
     limit = _DEPENDENT[updates[0].left.side.dtype]
-    if limit > _DEPENDENT[torch.float64] and bool((values < limit).any()):
-        raise InexactError
+    poor = (values < limit).any(-1)
+    if limit > _DEPENDENT[torch.float64] and bool(poor.any()):
+        raise InexactError(poor)
     # What a step adds along combinations of the directions that are zero would only grow.
     spanned = (vectors * (values > limit).unsqueeze(-2)) @ vectors.mT
     # The mean is x = sum_i c_i u_i, always of length one.
     length = _length(shares, gram)
     opposite = length <= _CANCELLED
     start = point = torch.where(opposite, 0.0, shares / length.clamp_min(_CANCELLED))
+    resting = torch.zeros_like(opposite)
     for _ in range(iterations):
         cosines = (gram @ point.unsqueeze(-1)).squeeze(-1).clamp(-1, 1)
         opposite = opposite | (cosines < _ANTIPODAL - 1).any(-1, keepdim=True)
@@ -105,9 +107,11 @@ def _mean(updates: Sequence[Update], weights: Sequence[float], iterations: int) 
         moved = (spanned @ moved.unsqueeze(-1)).squeeze(-1)
         moved = moved / _length(moved, gram).clamp_min(_CANCELLED)
         moved = torch.where(opposite, start, moved)
-        change = float((moved - point).abs().max())
+        # A module at rest stays, whatever the others of its batch do.
+        moved = torch.where(resting, point, moved)
+        resting = (moved - point).abs().amax(-1, keepdim=True) <= _TOLERANCE
         point = moved
-        if change <= _TOLERANCE:
+        if bool(resting.all()):
             break
     point = sizes.sum(-1, keepdim=True) * point
     terms = [c[:, None, None] * x for c, x in zip(point.unbind(-1), cores, strict=True)]

@@ -3,47 +3,138 @@
 Each factor is read once for its Gram matrix and once for the combination. Blocks of rows of
 all factors are converted side by side into a buffer that stays in the processor's cache; the
 long dimension never exists in the working precision.
+
+Products are NumPy's: its BLAS computes one half of a matrix times its own transpose, takes
+either order of memory as it is, and serves processors of every maker alike. torch's does not.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ContextDecorator
 from functools import cache
+from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 
 # Large enough that products run at full speed, small enough to stay in cache.
-_BUFFER_BYTES = 2**21
-# Wide enough for a matrix product to run at full speed.
-_STRIP = 96
+_BUFFER_BYTES = 2**22
+_RUN = 128  # terms that are summed in the working precision
 
 _local = threading.local()
 
-_Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+class _Alone(ContextDecorator):
+    """Holds NumPy's BLAS to one thread while anyone is inside.
+
+    Blocks are too small to share out, and its pool of threads would fight with torch's.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                _free_control()
+                self._limit = _controller().limit(limits=1, user_api="blas")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                _free_control()
+                self._limit.restore_original_limits()
+                _free_control()
 
 
-def gram(factors: Sequence[Sequence[torch.Tensor]], dtype: torch.dtype) -> torch.Tensor:
+def _free_control() -> None:
+    """Let whichever thread comes next set the limit.
+
+    From threadpoolctl 3.8 on, the limit of a thread that did not set the last one is ignored, and
+    here the first to enter sets it and the last to leave restores it.
+    """
+    for library in _controller().lib_controllers:
+        clear = getattr(library, "clear_controlling_thread", None)
+        if clear is not None:
+            clear(force=True)
+
+
+@cache
+def _controller() -> Any:
+    return ThreadpoolController()
+
+
+_alone = _Alone()
+# Inputs are finite; what overflows is found, and done again in another precision.
+_quiet = np.errstate(over="ignore", invalid="ignore")
+
+
+@_alone
+@_quiet
+def gram(
+    factors: Sequence[Sequence[torch.Tensor]],
+    dtype: torch.dtype,
+    pairs: Collection[tuple[int, int]] | None = None,
+) -> torch.Tensor:
     """Return what `gam_kernels.gram` does, for one module or more."""
-    columns = sum(factor.shape[1] for factor in factors[0])
-    result = torch.zeros(len(factors), columns, columns, dtype=torch.float64)
-    multiply = _multiply(dtype)
-    buffer = _buffer(dtype)
+    ends = [0, *accumulate(factor.shape[1] for factor in factors[0])]
+    products, alone = [(slice(0, ends[-1]), slice(0, ends[-1]))], [slice(0, ends[-1])]
+    if pairs is not None:
+        wanted = {(max(pair), min(pair)) for pair in pairs}
+        products = [
+            (rows, slice(ends[second], ends[second + 1]))
+            for second in sorted({second for _, second in wanted})
+            for rows in _runs({first for first, other in wanted if other == second}, ends)
+        ]
+        alone = _runs({first for first, second in wanted if first == second}, ends)
+    result = np.zeros((len(factors), ends[-1], ends[-1]))
     for total, module in zip(result, factors, strict=True):
-        lengths = torch.zeros(columns, dtype=torch.float64)
-        for _, _, block in _blocks([factor.mT for factor in module], 1, buffer):
-            for start in range(0, columns, _STRIP):
-                # Each strip against the columns up to its own end; the rest is its mirror.
-                stop = min(start + _STRIP, columns)
-                total[start:stop, :stop] += multiply(block[start:stop], block[:stop])
-            # A sum of positive terms loses most in a matrix product, and matters most.
-            lengths += block.square_().sum(1)
-        lower = total.tril()
-        total.copy_(lower + lower.tril(-1).mT)
-        total.diagonal().copy_(lengths)
-    return result
+        diagonal = np.zeros(ends[-1])
+        for _, _, block in _blocks(module, dtype):
+            for rows, columns in products:
+                total[rows, columns] += block[:, rows].T @ block[:, columns]
+            for columns in alone:
+                diagonal[columns] += _squares(block[:, columns])
+        for rows, columns in products:
+            total[columns, rows] = total[rows, columns].T
+        for columns in alone:
+            np.fill_diagonal(total[columns, columns], diagonal[columns])
+    return torch.from_numpy(result)
 
 
+def _runs(places: Collection[int], ends: Sequence[int]) -> list[slice]:
+    """Return the columns of some of the factors, neighbours together."""
+    found: list[slice] = []
+    for place in sorted(places):
+        start, stop = ends[place], ends[place + 1]
+        if found and found[-1].stop == start:
+            start = found.pop().start
+        found.append(slice(start, stop))
+    return found
+
+
+def _squares(block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the squared lengths of the columns, [p] float64.
+
+    A sum of positive terms loses most in a matrix product, and matters most.
+    """
+    whole = len(block) // _RUN * _RUN
+    runs, rest = block[:whole].reshape(-1, _RUN, block.shape[1]), block[whole:]
+    sums: np.ndarray[Any, Any] = np.einsum("kij,kij->kj", runs, runs).sum(0, dtype=np.float64)
+    sums += np.einsum("ij,ij->j", rest, rest)
+    return sums
+
+
+@_alone
+@_quiet
 def combine(
     factors: Sequence[Sequence[torch.Tensor]],
     coefficients: torch.Tensor,
@@ -51,51 +142,55 @@ def combine(
     out_dtype: torch.dtype,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Return what `gam_kernels.combine` does, for one module or more."""
-    # As the factors lie in memory, so do the blocks and the result.
-    dim = 0 if factors[0][0].stride(-1) == 1 else 1
     width, count = factors[0][0].shape[0], coefficients.shape[-1]
     results = []
     errors = torch.zeros(len(factors), count, dtype=torch.float64)
-    multiply = _multiply(dtype)
-    buffer = _buffer(dtype)
-    for module, small, error in zip(factors, coefficients.mT.to(dtype), errors, strict=True):
-        parts = module if dim == 0 else [factor.mT for factor in module]
-        result = torch.empty((width, count) if dim == 0 else (count, width), dtype=out_dtype)
-        for start, stop, block in _blocks(parts, dim, buffer):
-            product = multiply(block, small) if dim == 0 else multiply(small, block.mT)
-            rounded = result.narrow(dim, start, stop - start).copy_(product)
+    for module, small, error in zip(factors, coefficients.to(dtype).numpy(), errors, strict=True):
+        result = torch.empty(width, count, dtype=out_dtype)
+        if _by_columns(module):
+            result = torch.empty(count, width, dtype=out_dtype).mT
+        for start, stop, block in _blocks(module, dtype):
+            # In the memory order of the result, or rounding would jump about in it.
+            product = torch.from_numpy(
+                (small.T @ block.T).T if _by_columns(module) else block @ small
+            )
+            rounded = result[start:stop].copy_(product)
             if out_dtype != dtype:
-                error += product.sub_(rounded.to(dtype)).square_().sum(dim)
-        results.append(result if dim == 0 else result.mT)
+                error += product.sub_(rounded.to(dtype)).square_().sum(0)
+        results.append(result)
     return results, errors
 
 
-def _multiply(dtype: torch.dtype) -> _Product:
-    """Return the fastest way to ``left @ right^T`` that keeps the precision."""
-    return _onednn if dtype == torch.float32 and _has_onednn() else _matmul
+def _by_columns(module: Sequence[torch.Tensor]) -> bool:
+    """Return whether the columns of the factors are contiguous, rather than their rows."""
+    return module[0].stride(-1) != 1
 
 
-def _matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    return left @ right.mT
+def _blocks(
+    parts: Sequence[torch.Tensor], dtype: torch.dtype
+) -> Iterator[tuple[int, int, np.ndarray[Any, Any]]]:
+    """Yield (start, stop, block): rows of the factors side by side, in the working precision.
 
-
-def _onednn(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    # `torch.mm` calls MKL, which on processors of other makers than Intel uses half of their
-    # vector width. What torch.compile makes of a linear layer does not, and sums as exactly.
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
-    return product
-
-
-@cache
-def _has_onednn() -> bool:
-    """Return whether torch has the product that `_onednn` calls, and it is right."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    left, right = torch.eye(3, 4), torch.arange(8.0).reshape(2, 4)
-    try:
-        return torch.equal(_onednn(left, right), right.mT[:3])
-    except (AttributeError, NotImplementedError, RuntimeError):  # another version of torch
-        return False
+    A block is in the factors' own order of memory, and always in the same buffer.
+    """
+    by_columns = _by_columns(parts)
+    width = parts[0].shape[0]
+    columns = sum(part.shape[1] for part in parts)
+    buffer = _buffer(dtype)
+    height = max(1, buffer.numel() // max(1, columns))
+    if height * columns > buffer.numel():
+        buffer = buffer.new_empty(columns)
+    for start in range(0, width, height):
+        stop = min(start + height, width)
+        flat = buffer[: (stop - start) * columns]
+        shape = stop - start, columns
+        block = flat.view(shape[::-1]).mT if by_columns else flat.view(shape)
+        first = 0
+        for part in parts:
+            count = part.shape[1]
+            block[:, first : first + count] = part[start:stop]
+            first += count
+        yield start, stop, block.numpy()
 
 
 def _buffer(dtype: torch.dtype) -> torch.Tensor:
@@ -105,27 +200,3 @@ def _buffer(dtype: torch.dtype) -> torch.Tensor:
     except AttributeError:
         buffer = _local.buffer = torch.empty(_BUFFER_BYTES, dtype=torch.uint8)
     return buffer.view(dtype)
-
-
-def _blocks(
-    parts: Sequence[torch.Tensor], dim: int, buffer: torch.Tensor
-) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """Yield (start, stop, block): the parts side by side, their dimension ``dim`` cut in blocks.
-
-    A block is contiguous, and always in the same buffer.
-    """
-    width = parts[0].shape[dim]
-    columns = sum(part.shape[1 - dim] for part in parts)
-    height = max(1, buffer.numel() // max(1, columns))
-    if height * columns > buffer.numel():
-        buffer = buffer.new_empty(columns)
-    for start in range(0, width, height):
-        stop = min(start + height, width)
-        shape = (stop - start, columns) if dim == 0 else (columns, stop - start)
-        block = buffer[: (stop - start) * columns].view(shape)
-        first = 0
-        for part in parts:
-            count = part.shape[1 - dim]
-            block.narrow(1 - dim, first, count).copy_(part.narrow(dim, start, stop - start))
-            first += count
-        yield start, stop, block

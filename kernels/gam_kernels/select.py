@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 _BLOCK_ENTRIES = 2**17
-_WHOLE = 2**18  # matrices up to this are collected whole
+_WHOLE = 2**14  # matrices up to this are collected whole
 _COLLECT = 2**22
 _SAMPLE = 2**16
+_SHARE = 128  # entries for each one in a sample, or more
 
 
 def block_rows(width: int) -> int:
@@ -65,7 +66,8 @@ def kth_magnitude(
     dtype = rows(0, 1).dtype
     ordered = None
     if count > _WHOLE:
-        drawn = sample(_SAMPLE) if sample else _thin(rows, shape, _SAMPLE)
+        size = max(1, min(_SAMPLE, count // _SHARE))
+        drawn = sample(size) if sample else _thin(rows, shape, size)
         ordered = torch.from_numpy(np.sort(drawn.abs().cpu().numpy())).flip(0)
     low, high = 0.0, math.inf
     widen = 1

@@ -24,7 +24,7 @@ def block(language: str, holding: str) -> str:
 def test_the_first_command_prints_what_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = block("bash", ".venv/bin/gam-merge ").partition("&& .venv/bin/gam-merge ")[2]
+    command = block("bash", "&& .venv/bin/gam-merge ").partition("&& .venv/bin/gam-merge ")[2]
     words = shlex.split(command.partition("&&")[0])
     words = [str(ROOT / word) if word.startswith("examples/") else word for word in words]
     monkeypatch.chdir(tmp_path)

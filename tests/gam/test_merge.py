@@ -11,13 +11,15 @@ import torch
 from support import make_adapter
 from updates_support import dense, factors, formed
 
+import gam
 from gam import load_adapter
 from gam.adapter import Adapter, LowRank
 from gam.errors import AdapterError, OptionError, OutputError
 from gam.merge import execute, merge_adapters
 from gam.plan import plan_merge
-from gam.strategies.gam import gam
+from gam.strategies.gam import gam as gam_method
 from gam.updates import from_factors
+from gam_kernels import gram
 
 SHAPES = {"layers.0.q": (24, 20), "layers.0.v": (12, 20), "layers.1.q": (24, 20)}
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples" / "adapters").iterdir())
@@ -69,6 +71,67 @@ def test_gam_equals_the_oracle(weights):
     for module in SHAPES:
         expected = oracle.gam(deltas(adapters, module), weights)
         assert oracle.relative_error(result(merged, module), expected) < 2e-6
+
+
+def many(**options):
+    names = [f"adapter-{seed}" for seed in range(8)]
+    return [adapter(name, seed, **options) for seed, name in enumerate(names, start=1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gam_of_many_equals_the_oracle_without_the_overlaps_among_them(dtype, monkeypatch):
+    shapes = {"layers.0.q": (240, 200), "layers.0.v": (120, 200)}
+    adapters = many(modules=shapes, dtype=dtype)
+    weights = [0.3, -0.2, 0.1, 0.2, 0.4, 0.1, 0.3, 0.2]
+    monkeypatch.setattr(gam.merge, "_WIDE", 0)
+    sizes = []
+
+    def watched(factors, *arguments, pairs=None, **options):
+        sizes.append((len(factors[0]), pairs and len(set(pairs))))
+        return gram(factors, *arguments, pairs=pairs, **options)
+
+    for module in (gam.merge, gam.updates):  # where it is called
+        monkeypatch.setattr(module, "gram", watched)
+    merged = merge_adapters(adapters, method="gam", weights=weights, reference=3)
+    assert set(sizes) == {(8, 15), (9, 9)}
+    order = [3, 0, 1, 2, 4, 5, 6, 7]
+    for module in shapes:
+        expected = deltas([adapters[index] for index in order], module)
+        expected = oracle.gam(expected, [weights[index] for index in order])
+        error = oracle.relative_error(result(merged, module), expected)
+        assert error < (2e-6 if dtype == torch.float32 else 4e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weights": [1, 0, 2, -1, 0.5, 1, 1, 1]},
+        {"reference": "adapter-5"},
+        {"retract": True},
+        {"match_norm": True},
+        {"reference": "consensus"},
+        {"calibrate": "pico"},
+        {"rank": "energy=0.9"},
+        {"modules": {"*.q": {"method": "linear"}}},
+    ],
+    ids=str,
+)
+def test_many_adapters_give_what_few_would(options, monkeypatch):
+    adapters = [
+        adapter(f"adapter-{seed}", seed, ranks=rank)
+        for seed, rank in enumerate([2, 4, 3, 4, 1, 4, 2, 4])
+    ]
+    adapters[2].modules.pop("layers.1.q")
+    monkeypatch.setattr(gam.merge, "_WIDE", 0)
+    merged = merge_adapters(adapters, method="gam", **options)
+    monkeypatch.setattr(gam.merge, "_MANY", 99)
+    expected = merge_adapters(adapters, method="gam", **options)
+    for module in SHAPES:
+        assert oracle.relative_error(result(merged, module), result(expected, module)) < 1e-6
+    for one, two in zip(merged.report.modules, expected.report.modules, strict=True):
+        assert one.cosines == pytest.approx(two.cosines, abs=1e-6)
+        assert one.norm == pytest.approx(two.norm, rel=1e-6)
 
 
 @pytest.mark.parametrize("weights", [[0.5, 0.3, -0.2], [3.0, 1.0, 0.0]], ids=str)
@@ -127,7 +190,7 @@ def test_float32_is_taken_only_where_it_is_enough(cond):
     assert cond > 30 or careful == []
     if updates:
         left, right = updates[0].left.side, updates[0].right.side
-        product = gam(updates, [1 / 3] * 3)
+        product = gam_method(updates, [1 / 3] * 3)
         merged = formed(left, product.left) @ product.core[0] @ formed(right, product.right).mT
         expected = oracle.gam([dense(*pair) for pair in pairs])
         assert oracle.relative_error(merged.numpy(), expected) < 1e-4

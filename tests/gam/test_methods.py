@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support import memory_adapter
 from updates_support import dense, dense_product, factors, updates_of
 
+import gam.batches
 from gam.adapter import Adapter, LowRank
 from gam.errors import AdapterError
 from gam.merge import merge_adapters
@@ -39,7 +41,8 @@ SINGLE = set(ALL) - {*TRIMMING, *ENTRYWISE, "iso_c", "iso_cts"}
 """Methods that give a single adapter back as it is."""
 IDENTICAL = {
     **dict.fromkeys(
-        ("gam", "linear", "coverage", "karcher", "multislerp"), lambda weights: sum(weights)
+        ("gam", "linear", "coverage", "karcher", "multislerp", "frechet"),
+        lambda weights: sum(weights),
     ),
     **dict.fromkeys(("task_arithmetic", "concat"), lambda weights: sum(weights)),
     "tsv": lambda weights: sum(weights) / len(weights),
@@ -115,6 +118,20 @@ def test_ctm_of_adapters_that_fit_into_its_space_is_their_average(seed, weights)
     assert oracle.relative_error(result, expected) < 1e-7
 
 
+@pytest.mark.parametrize("size", [1, 2**30], ids=["one", "all"])
+@pytest.mark.parametrize("rank", [1, 5, 9])
+def test_iso_c_at_a_smaller_rank_keeps_what_leads_in_the_sum(rank, size, monkeypatch):
+    monkeypatch.setattr(gam.batches, "_BATCH_BYTES", {"cpu": size})
+    modules = {f"layers.{i}.up": (14, 11, 3) for i in range(3)}
+    adapters = [memory_adapter(modules, seed=seed, name=f"a{seed}") for seed in range(7)]
+    result = merge_adapters(adapters, method="iso_c", rank=rank)
+    for name in modules:
+        total = sum(adapter.modules[name].delta().double().numpy() for adapter in adapters)
+        u, s, vt = np.linalg.svd(total, full_matrices=False)
+        expected = s.mean() * u[:, :rank] @ vt[:rank]
+        assert oracle.relative_error(result.modules[name].delta().numpy(), expected) < 1e-5
+
+
 @pytest.mark.parametrize("method", ["iso_c", "iso_cts"])
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [1.0, -0.5, 0.25]])
@@ -147,6 +164,42 @@ def merged(adapters, name, **options):
     rank = min(adapters[0].modules["w"].shape)
     update = merge_adapters(adapters, method=name, rank=rank, **options).modules["w"]
     return dense(update.lora_b, update.lora_a)
+
+
+WITHOUT_CHANCE = {
+    **dict.fromkeys(("dare_linear", "della_linear", "knots_dare"), "linear"),
+    **dict.fromkeys(("dare_ties", "della"), "ties"),
+    "knots_dare_ties": "knots_ties",
+    "core_dare_ties": "core_ties",
+}
+"""What methods that draw are where nothing is dropped."""
+
+
+@pytest.mark.parametrize("name", WITHOUT_CHANCE)
+@pytest.mark.parametrize(
+    ("ranks", "index", "weights"),
+    [
+        ((1, 4, 3), None, [0.5, 0.7, -0.3]),
+        ((3, 3, 2), 1, [0.5, 0.7, -0.3]),
+        ((3, 3, 3), None, [0.5, 0.0, 0.8]),
+        ((3,), None, [1.5]),
+        ((3,), None, [-0.5]),
+        ((3, 3, 0), None, [0.5, 0.7, 0.3]),
+    ],
+    ids=["mixed", "missing", "zero", "one", "negative", "identical"],
+)
+def test_methods_that_draw_are_others_where_nothing_is_dropped(name, ranks, index, weights):
+    assert set(WITHOUT_CHANCE) == RANDOM
+    pairs = [factors(16, 12, rank, seed=place) for place, rank in enumerate(ranks) if rank]
+    pairs += [pairs[0]] * ranks.count(0)
+    adapters = adapters_with(pairs, index, {})
+    full = {} if WITHOUT_CHANCE[name] == "linear" else {"density": 1.0}
+    expected = merged(adapters, WITHOUT_CHANCE[name], weights=weights, **full)
+    result = merged(adapters, name, weights=weights, density=1.0)
+    assert oracle.relative_error(result, expected) < 1e-6
+    thinned = merged(adapters, name, weights=weights, density=0.5)
+    assert np.isfinite(thinned).all()
+    assert oracle.relative_error(thinned, expected) > 1e-3
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -517,3 +570,26 @@ def test_what_overflows_is_refused(options):
     adapters = [Adapter({"w": LowRank(a, b)}, {}, name=f"a{i}") for i, (b, a) in enumerate(pairs)]
     with pytest.raises(AdapterError, match="overflow"):
         merge_adapters(adapters, method="linear", **options)
+
+
+RESULTS = [(name, {}) for name in STRATEGIES] + [("gam", {"reference": "consensus"})]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "params"), RESULTS, ids=str)
+def test_batches_and_threads_do_not_change_a_bit(name, params, dtype, monkeypatch):
+    modules = {f"layers.{i}.{name}": (40, 36, 6) for i in range(4) for name in ("up", "down")}
+    adapters = [memory_adapter(modules, dtype=dtype, seed=ord(n), name=n) for n in "abc"]
+    fewer = {**params, "rank": 5}
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count, size in ((1, 1), (3, 1), (3, 2**30)):
+            torch.set_num_threads(count)
+            monkeypatch.setattr(gam.batches, "_BATCH_BYTES", {"cpu": size})
+            merges = [merge_adapters(adapters, method=name, **p) for p in (params, fewer)]
+            found.append([tensor for m in merges for tensor in m.state_dict().values()])
+    finally:
+        torch.set_num_threads(threads)
+    for others in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], others, strict=True))

@@ -1,11 +1,15 @@
 """Gram matrices, orthonormalisation and polar factors against float64 linear algebra."""
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 from updates_support import factors
 
-from gam_kernels import _passes, combine, gram, orthonormalize, orthonormalize_gram, polar
+from gam_kernels import combine, gram, orthonormalize, orthonormalize_gram, polar
 from gam_kernels.combine import reference as combine_reference
 from gam_kernels.gram import reference as gram_reference
 
@@ -14,21 +18,10 @@ def tall(d, r, cond=1.0, seed=0):
     return factors(d, 1, r, seed, cond_b=cond, dtype=torch.float64)[0]
 
 
-GRAMS = {"op": gram, "op without onednn": gram, "reference": gram_reference.gram}
-COMBINES = {"op": combine, "op without onednn": combine, "reference": combine_reference.combine}
+GRAMS = {"op": gram, "reference": gram_reference.gram}
+COMBINES = {"op": combine, "reference": combine_reference.combine}
 WIDTHS = [(1,), (3, 0, 2), (64, 33), (130, 127)]
 LONG = [5, 50, 3000]
-
-
-@pytest.fixture(autouse=True)
-def _products(request, monkeypatch):
-    """Take the products that other processors and other versions of torch take."""
-    if "without onednn" in request.node.name:
-        monkeypatch.setattr(_passes, "_has_onednn", lambda: False)
-
-
-def test_float32_products_take_the_fast_way_here():
-    assert _passes._has_onednn() == torch.backends.mkldnn.is_available()
 
 
 def parts(length, widths, dtype=torch.float64, transposed=False, modules=2):
@@ -70,6 +63,47 @@ def test_gram(source, working, bound, length, widths, transposed, function):
     assert torch.equal(result, result.mT)
     limits = bound * lengths[:, :, None] * lengths[:, None] * max(1, length**0.5)
     assert (np.abs(result.numpy() - expected) <= limits).all()
+
+
+PAIRS = [
+    [],
+    [(0, 0)],
+    [(0, 0), (1, 1), (2, 2), (3, 3), (0, 2), (2, 1), (2, 3)],
+    [(0, 1), (0, 2), (3, 0), (0, 3), (0, 0)],
+    [(1, 2), (1, 3)],
+]
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("pairs", PAIRS, ids=str)
+def test_gram_of_some_pairs(pairs, transposed, backend):
+    if backend == "triton":
+        pytest.importorskip("triton")
+    factors = parts(300, (3, 4, 0, 5), torch.bfloat16, transposed)
+    whole = joined(factors)
+    expected = whole.mT @ whole
+    owners = torch.tensor([0] * 3 + [1] * 4 + [3] * 5)
+    for i, j in itertools.product(range(4), repeat=2):
+        if (i, j) not in pairs and (j, i) not in pairs:
+            expected[:, (owners == i)[:, None] & (owners == j)] = 0
+    result = gram(factors, torch.float64, pairs=pairs, backend=backend)
+    assert torch.equal(result, result.mT)
+    assert torch.equal(result == 0, expected == 0)
+    assert torch.allclose(result, expected, rtol=1e-12, atol=1e-11)
+
+
+def test_threads_of_numpy_are_what_they_were():
+    def threads():
+        libraries = threadpool_info()
+        return [lib["num_threads"] for lib in libraries if lib["user_api"] == "blas"]
+
+    before, factors = threads(), parts(3000, (8, 8))
+    expected = gram(factors, torch.float64)
+    with ThreadPoolExecutor(4) as pool:
+        for result in pool.map(lambda _: gram(factors, torch.float64), range(40)):
+            assert torch.equal(result, expected)
+    assert threads() == before
 
 
 @pytest.mark.parametrize("function", COMBINES)

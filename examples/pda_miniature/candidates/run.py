@@ -40,6 +40,8 @@ MERGES: dict[str, dict[str, Any]] = {
     "DELLA, linear": {"method": "della_linear", "rank": 96},
     "KnOTS-TIES": {"method": "knots_ties", "rank": "sum"},
     "KnOTS-DARE-TIES": {"method": "knots_dare_ties", "rank": "sum"},
+    "KnOTS-DARE": {"method": "knots_dare", "rank": "sum"},
+    "core DARE-TIES": {"method": "core_dare_ties", "rank": "sum"},
     "core TIES": {"method": "core_ties", "rank": "sum"},
     "CtM": {"method": "ctm"},
     "TSV": {"method": "tsv", "rank": "sum"},
@@ -48,6 +50,7 @@ MERGES: dict[str, dict[str, Any]] = {
     "Iso-CTS": {"method": "iso_cts"},
     "Karcher": {"method": "karcher", "rank": "sum"},
     "multi-SLERP": {"method": "multislerp", "rank": "sum"},
+    "Fréchet": {"method": "frechet"},
     "average, Pico": {"method": "linear", "rank": "sum", "calibrate": "pico"},
     "TSV, Pico": {"method": "tsv", "rank": "sum", "calibrate": "pico"},
     **{
