@@ -47,7 +47,7 @@ def pico(updates: Sequence[Update]) -> tuple[list[Update], torch.Tensor]:
     blocks = [orthonormalize_gram(raw[:, span, span]) for span in spans]
     straight = block_diagonal([block[0] for block in blocks])
     moved = turn @ straight
-    side = Side(old.factors, old.dtype, old.gauge @ moved, straight.mT @ raw @ straight)
+    side = Side(old.factors, old.dtype, [old.gauge @ moved], straight.mT @ raw @ straight)
     found = []
     for update, (gauge, inverse, _) in zip(updates, blocks, strict=True):
         own_factor = update.left.coordinates

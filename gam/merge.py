@@ -45,7 +45,7 @@ _CANCELLED = 1e-9
 # From so many adapters, with so many columns, overlaps of the merge with each cost less than
 # those of each with each.
 _MANY = 6
-_WIDE = 384
+_WIDE = 128
 # The energy of factors in float32 is known to this.
 _ROUNDING = 1e-6
 
@@ -201,13 +201,13 @@ def _merge_modules(
             f"{type(result).__name__}, expected a gam.updates.Product or Rows; tell its author"
         )
     if isinstance(result, Rows):
-        sides, product, exact, crossed = _approximate(result, modules[0], inputs)
+        sides, core, exact, crossed = _approximate(result, modules[0], inputs)
     else:
         exact = None
-        sides, product, crossed = _placed(result, updates)
+        sides, core, crossed = _placed(result, updates)
         if calibrated:
-            crossed[0] = moved_left
-    spectrum = decompose(sides[0], product, sides[1], modules[0].rank)
+            crossed[0] = moved_left if result.left is None else result.left.mT @ moved_left
+    spectrum = decompose(sides[0], core, sides[1], modules[0].rank)
     if exact is None:
         exact = spectrum.values.square().sum(-1)
     gain = settings.scale * _restored(exact, inputs, weights) if calibrated else settings.gain
@@ -255,32 +255,26 @@ def _merge_modules(
 
 def _placed(
     product: Product, updates: Sequence[Update]
-) -> tuple[tuple[Side, Side], Product, list[torch.Tensor]]:
-    """Return the sides of a product, it, and the inner products of the sides with the bases."""
-    left, right = updates[0].left.side, updates[0].right.side
-    if product.right_side is not None:
-        across = _inner_products(product.right_side, right)
-        return (left, product.right_side), product, [left.gram, across]
-    if left.complete or product.left is None or product.right is None:
-        return (left, right), product, [left.gram, right.gram]
-    (left, one), (right, two) = _formed(left, product.left), _formed(right, product.right)
-    return (left, right), Product(None, product.core, None), [one, two]
+) -> tuple[tuple[Side, Side], torch.Tensor, list[torch.Tensor]]:
+    """Return a product as its own columns on both sides, and its core.
 
-
-def _formed(side: Side, part: torch.Tensor) -> tuple[Side, torch.Tensor]:
-    """Return one side of a product as columns of its own, and their products with the bases.
-
-    That takes one overlap with each adapter, not those of the adapters with each other.
+    Also the inner products of these columns with the bases of the updates.
     """
-    columns, _ = side.form(part, side.dtype)
-    factors = [[own, *module] for own, module in zip(columns, side.factors, strict=True)]
-    pairs = [(0, place) for place in range(len(factors[0]))]
-    raw = gram(factors, side.dtype, pairs=pairs, backend=side.backend)[:, : part.shape[-1]]
-    identity = torch.eye(part.shape[-1], dtype=part.dtype, device=part.device)
-    own, others = raw[..., : part.shape[-1]], raw[..., part.shape[-1] :]
-    parts = [[column] for column in columns]
-    formed = Side(parts, side.dtype, identity.expand_as(own), own, side.backend)
-    return formed, others @ side.gauge
+    bases = updates[0].left.side, updates[0].right.side
+    own = bases[0], product.right_side or bases[1]
+    sides, crossed = [], []
+    for side, base, part in zip(own, bases, (product.left, product.right), strict=True):
+        if side is not base:
+            across = _inner_products(side, base)
+            placed = side if part is None else side.columns(part)[0]
+            found = placed, across if part is None else part.mT @ across
+        elif part is None:
+            found = side, side.gram
+        else:
+            found = side.columns(part)
+        sides.append(found[0])
+        crossed.append(found[1])
+    return (sides[0], sides[1]), product.core, crossed
 
 
 def _inner_products(one: Side, other: Side) -> torch.Tensor:
@@ -305,11 +299,11 @@ def _restored(
 
 def _approximate(
     result: Rows, module: PlannedModule, updates: Sequence[Update]
-) -> tuple[tuple[Side, Side], Product, torch.Tensor, list[torch.Tensor]]:
+) -> tuple[tuple[Side, Side], torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     """Approximate an update that is known by rows.
 
     Returns:
-        The sides of a low-rank product near it, the product, the exact squared norm of the
+        The sides of a low-rank product near it, its core, the exact squared norm of the
         update, and the inner products of both sides with the bases of the inputs.
     """
     lefts, rights, norms, crossed = [], [], [], []
@@ -338,12 +332,12 @@ def _approximate(
     identity = identity.expand(len(lefts), -1, -1)
     backend = updates[0].left.side.backend
     sides = [
-        Side(parts, torch.float64, identity, gram(parts, like.dtype, backend=backend), backend)
+        Side(parts, torch.float64, [identity], gram(parts, like.dtype, backend=backend), backend)
         for parts in factors
     ]
     return (
         (sides[0], sides[1]),
-        Product(None, identity, None),
+        identity,
         like.new_tensor(norms),
         [
             torch.stack([_wider(part.mT, widest).mT for part in side])

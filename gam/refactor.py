@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gam.updates import InexactError, Product, Side
+from gam.updates import InexactError, Side
 from gam_kernels import orthonormalize_gram
 
 # A Gram matrix worse than this is not factored by Cholesky; float32 cannot serve it at all.
@@ -50,18 +50,18 @@ class Spectrum:
         return Spectrum(self.left * signed, self.right * root, self.values * factors.abs())
 
 
-def decompose(left: Side, product: Product, right: Side, columns: int | None = None) -> Spectrum:
-    """Return the singular value decomposition of a product without forming it.
+def decompose(left: Side, core: torch.Tensor, right: Side, columns: int | None = None) -> Spectrum:
+    """Return the singular value decomposition of ``L C R^T`` without forming it.
 
-    With ``R_L^T R_L`` the Gram matrix of the product's left columns L, and likewise for the
-    right columns, the small matrix ``M = R_L C R_R^T`` has the singular values of the
+    With ``R_L^T R_L`` the Gram matrix of the columns L of the left side, and likewise for the
+    right one, the small matrix ``M = R_L C R_R^T`` has the singular values of the
     update. From ``M = P S Q^T`` the factors follow without any inverse of R:
     ``B = L C R_R^T Q S^-1/2`` and ``A^T = R C^T R_L^T P S^-1/2``.
 
     Args:
-        left: The bases that ``product.left`` refers to.
-        product: Batched over m modules.
-        right: The bases that ``product.right`` refers to.
+        left: Whose columns are L, batched over m modules.
+        core: C, [m, p, q].
+        right: Whose columns are R.
         columns: How many of the leading columns are wanted; None for all.
 
     Returns:
@@ -71,37 +71,28 @@ def decompose(left: Side, product: Product, right: Side, columns: int | None = N
         InexactError: The precision is float32, and the columns are nearly dependent or
             their sum cancels.
     """
-    sides = ((left, product.left), (right, product.right))
-    roots = [_root(_gram(side, part), side.dtype) for side, part in sides]
-    inner, vectors, values, covectors = _svd(product.core, roots, columns)
+    sides = left, right
+    roots = [_root(side.gram, side.dtype) for side in sides]
+    inner, vectors, values, covectors = _svd(core, roots, columns)
     lengths = [root.norm(dim=-2) for root in roots]
-    terms = lengths[0].unsqueeze(-1) * product.core * lengths[1].unsqueeze(-2)
+    terms = lengths[0].unsqueeze(-1) * core * lengths[1].unsqueeze(-2)
     cancelled = values.norm(dim=-1) < _CANCELLATION * terms.norm(dim=(-2, -1))
     if bool(cancelled.any()):
         if left.dtype == torch.float32:
             raise InexactError(cancelled)
-        for root, (side, part) in zip(roots, sides, strict=True):
-            formed = torch.stack(side.form(part)[0])[cancelled]
+        for root, side in zip(roots, sides, strict=True):
+            formed = torch.stack(side.form(None)[0])[cancelled]
             triangle = torch.linalg.qr(formed, mode="r").R
             rows = root.shape[-2] - triangle.shape[-2]
             root[cancelled] = torch.nn.functional.pad(triangle, (0, 0, 0, rows))
-        inner, vectors, values, covectors = _svd(product.core, roots, columns)
+        inner, vectors, values, covectors = _svd(core, roots, columns)
     alive = values > _NOISE * values[..., :1]
     inverse = torch.where(alive, values.clamp_min(1e-300).rsqrt(), 0.0)[..., None, :columns]
-    lefts = product.core @ (roots[1].mT @ covectors) * inverse
-    rights = inner.mT @ vectors * inverse
     return Spectrum(
-        left=lefts if product.left is None else product.left @ lefts,
-        right=rights if product.right is None else product.right @ rights,
+        left=core @ (roots[1].mT @ covectors) * inverse,
+        right=inner.mT @ vectors * inverse,
         values=torch.where(alive, values, 0.0),
     )
-
-
-def _gram(side: Side, coefficients: torch.Tensor | None) -> torch.Tensor:
-    """Return the Gram matrix of one side of a product, [m, n, n]."""
-    if coefficients is None:
-        return side.gram
-    return coefficients.mT @ side.gram @ coefficients
 
 
 def _svd(

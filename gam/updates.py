@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gam_kernels import combine, gram, orthonormalize, orthonormalize_gram
+from gam_kernels import combine, combine_gram, gram, orthonormalize, orthonormalize_gram
 
 
 class InexactError(ArithmeticError):
@@ -42,7 +42,8 @@ class Side:
         factors: For each module, the adapters' tensors [width, r_i]; together they are the
             columns X of the module.
         dtype: Working precision: float64, or float32 where that is enough.
-        gauge: [m, p, q] float64; each adapter's columns of ``X @ gauge`` are orthonormal.
+        gauges: Blocks [m, p_i, q_i] float64 on the diagonal of `gauge`; each adapter's columns
+            of ``X @ gauge`` are orthonormal.
         known: [m, q, q] float64, the Gram matrix of ``X @ gauge``, or what is known of it.
         backend: Of the operations of `gam_kernels` on all this.
         centre: Place of the one adapter whose overlaps with the others are known, those among
@@ -51,10 +52,15 @@ class Side:
 
     factors: Sequence[Sequence[torch.Tensor]]
     dtype: torch.dtype
-    gauge: torch.Tensor
+    gauges: Sequence[torch.Tensor]
     known: torch.Tensor
     backend: str = "auto"
     centre: int | None = None
+
+    @cached_property
+    def gauge(self) -> torch.Tensor:
+        """What makes X the bases, [m, p, q] float64."""
+        return block_diagonal(self.gauges)
 
     @cached_property
     def gram(self) -> torch.Tensor:
@@ -64,7 +70,7 @@ class Side:
         return self.gauge.mT @ gram(self.factors, self.dtype, backend=self.backend) @ self.gauge
 
     @property
-    def complete(self) -> bool:
+    def _complete(self) -> bool:
         """Whether `gram` costs nothing more."""
         return self.centre is None or "gram" in vars(self)
 
@@ -72,8 +78,42 @@ class Side:
         self, coefficients: torch.Tensor | None, dtype: torch.dtype = torch.float64
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Return ``X @ gauge @ coefficients``, as `gam_kernels.combine` returns it."""
-        small = self.gauge if coefficients is None else self.gauge @ coefficients
+        small = self.gauge if coefficients is None else self._raw(coefficients)
         return combine(self.factors, small, self.dtype, dtype, backend=self.backend)
+
+    def columns(self, coefficients: torch.Tensor) -> tuple[Side, torch.Tensor]:
+        """Return ``X @ gauge @ coefficients`` as a side of its own.
+
+        That takes one overlap with each adapter. Where those of the adapters with each other are
+        known the columns are not formed: all is on small matrices.
+
+        Args:
+            coefficients: [m, q, n] float64.
+
+        Returns:
+            The side, and the inner products of its columns with those of this, [m, n, q].
+        """
+        raw = self._raw(coefficients)
+        if not self._complete:
+            columns, own, raw_crossed = combine_gram(
+                self.factors, raw, self.dtype, backend=self.backend
+            )
+            identity = torch.eye(raw.shape[-1], dtype=raw.dtype, device=raw.device)
+            parts = [[column] for column in columns]
+            formed = Side(parts, self.dtype, [identity.expand_as(own)], own, self.backend)
+            return formed, raw_crossed @ self.gauge
+        crossed = self.gram @ coefficients
+        own = coefficients.mT @ crossed
+        return Side(self.factors, self.dtype, [raw], own, self.backend), crossed.mT
+
+    def _raw(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Return ``gauge @ coefficients``."""
+        if len(self.gauges) == 1:
+            return self.gauges[0] @ coefficients
+        parts = torch.split(coefficients, [block.shape[-1] for block in self.gauges], dim=-2)
+        return torch.cat(
+            [block @ part for block, part in zip(self.gauges, parts, strict=True)], dim=-2
+        )
 
 
 @dataclass(frozen=True)
@@ -361,7 +401,7 @@ def _assemble(
                     overlap = blocks[two].mT @ half[:, raw_spans[two]]
                     known[:, spans[two], spans[one]] = overlap
                     known[:, spans[one], spans[two]] = overlap.mT
-        sides.append(Side(modules, dtype, block_diagonal(blocks), known, backend, centre))
+        sides.append(Side(modules, dtype, blocks, known, backend, centre))
     return [
         Update(
             name,
@@ -385,7 +425,7 @@ def among(updates: Sequence[Update]) -> list[Update]:
         new = Side(
             [[factors[basis.index] for basis in old] for factors in old[0].side.factors],
             old[0].side.dtype,
-            block_diagonal([basis.gauge for basis in old]),
+            [basis.gauge for basis in old],
             old[0].side.gram[:, columns[:, None], columns],
             old[0].side.backend,
         )

@@ -14,7 +14,7 @@ def update(left, right, name="a", modules=()):
     eye = torch.eye(r, dtype=torch.float64).expand(m, r, r)
     sides = [
         Basis(
-            Side([[part] for part in factor], factor.dtype, eye, factor.mT @ factor),
+            Side([[part] for part in factor], factor.dtype, [eye], factor.mT @ factor),
             0,
             slice(0, r),
             eye,

@@ -50,6 +50,10 @@ def dense_product(updates, product):
 
 
 def refactored(updates, product, rank, scale=1.0):
-    left, right = updates[0].left.side, updates[0].right.side
-    spectrum = decompose(left, product, right).cut(rank).scaled(scale)
+    sides = updates[0].left.side, updates[0].right.side
+    left, right = (
+        side if part is None else side.columns(part)[0]
+        for side, part in zip(sides, (product.left, product.right), strict=True)
+    )
+    spectrum = decompose(left, product.core, right).cut(rank).scaled(scale)
     return formed(left, spectrum.left), formed(right, spectrum.right).mT, spectrum

@@ -131,5 +131,5 @@ def _knots(
     identity = torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)
     identity = identity.expand_as(vectors)
     # Of weak rows nothing may be left, and only float64 copes with columns of zeros.
-    own = Side(factors, torch.float64, identity, gram(factors, torch.float64))
+    own = Side(factors, torch.float64, [identity], gram(factors, torch.float64))
     return Product(core.left @ vectors, identity, None, right_side=own)

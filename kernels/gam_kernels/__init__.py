@@ -4,7 +4,7 @@ Triton is imported at the first call that runs a kernel, never before.
 """
 
 from gam_kernels._backend import resolve
-from gam_kernels.combine.op import combine
+from gam_kernels.combine.op import combine, combine_gram
 from gam_kernels.entries.op import entry_products
 from gam_kernels.entries.vote import Draw, Vote
 from gam_kernels.gram.op import gram
@@ -15,6 +15,7 @@ __all__ = [
     "Draw",
     "Vote",
     "combine",
+    "combine_gram",
     "entry_products",
     "gram",
     "orthogonality",

@@ -140,25 +140,48 @@ def combine(
     coefficients: torch.Tensor,
     dtype: torch.dtype,
     out_dtype: torch.dtype,
+    overlaps: Sequence[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] | None = None,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Return what `gam_kernels.combine` does, for one module or more."""
+    """Return what `gam_kernels.combine` does, for one module or more.
+
+    To the ``overlaps`` of each module, two float64 matrices [n, n] and [p, n], the inner products
+    of the results with each other and of the factors with them are added.
+    """
     width, count = factors[0][0].shape[0], coefficients.shape[-1]
     results = []
     errors = torch.zeros(len(factors), count, dtype=torch.float64)
-    for module, small, error in zip(factors, coefficients.to(dtype).numpy(), errors, strict=True):
-        result = torch.empty(width, count, dtype=out_dtype)
-        if _by_columns(module):
-            result = torch.empty(count, width, dtype=out_dtype).mT
+    for place, (module, small, error) in enumerate(
+        zip(factors, coefficients.to(dtype).numpy(), errors, strict=True)
+    ):
+        by_columns = _by_columns(module)
+        memory = torch.empty(width * count, dtype=out_dtype)
+        result = _matrix(memory, width, count, by_columns)
         for start, stop, block in _blocks(module, dtype):
-            # In the memory order of the result, or rounding would jump about in it.
-            product = torch.from_numpy(
-                (small.T @ block.T).T if _by_columns(module) else block @ small
-            )
+            shape = stop - start, count, by_columns
+            product = _matrix(_scratch("product", dtype, (stop - start) * count), *shape)
+            if by_columns:  # both sides in the memory order of the result
+                np.matmul(small.T, block.T, out=product.numpy().T)
+            else:
+                np.matmul(block, small, out=product.numpy())
+            if overlaps is not None:
+                own, crossed = overlaps[place]
+                found = product.numpy()
+                between = found.T @ found
+                np.fill_diagonal(between, 0)
+                own += between
+                own[np.diag_indices(count)] += _squares(found)
+                crossed += block.T @ found
             rounded = result[start:stop].copy_(product)
             if out_dtype != dtype:
-                error += product.sub_(rounded.to(dtype)).square_().sum(0)
+                change = _matrix(_scratch("change", dtype, product.numel()), *shape)
+                error += change.copy_(rounded).sub_(product).square_().sum(0)
         results.append(result)
     return results, errors
+
+
+def _matrix(flat: torch.Tensor, height: int, width: int, by_columns: bool) -> torch.Tensor:
+    """Return a matrix in given memory, its columns contiguous or its rows."""
+    return flat.view(width, height).mT if by_columns else flat.view(height, width)
 
 
 def _by_columns(module: Sequence[torch.Tensor]) -> bool:
@@ -176,15 +199,11 @@ def _blocks(
     by_columns = _by_columns(parts)
     width = parts[0].shape[0]
     columns = sum(part.shape[1] for part in parts)
-    buffer = _buffer(dtype)
-    height = max(1, buffer.numel() // max(1, columns))
-    if height * columns > buffer.numel():
-        buffer = buffer.new_empty(columns)
+    height = max(1, _BUFFER_BYTES // dtype.itemsize // max(1, columns))
     for start in range(0, width, height):
         stop = min(start + height, width)
-        flat = buffer[: (stop - start) * columns]
-        shape = stop - start, columns
-        block = flat.view(shape[::-1]).mT if by_columns else flat.view(shape)
+        memory = _scratch("block", dtype, (stop - start) * columns)
+        block = _matrix(memory, stop - start, columns, by_columns)
         first = 0
         for part in parts:
             count = part.shape[1]
@@ -193,10 +212,10 @@ def _blocks(
         yield start, stop, block.numpy()
 
 
-def _buffer(dtype: torch.dtype) -> torch.Tensor:
-    """Return memory for a block, [n], a thread's own: new memory would cost as much as the work."""
-    try:
-        buffer: torch.Tensor = _local.buffer
-    except AttributeError:
-        buffer = _local.buffer = torch.empty(_BUFFER_BYTES, dtype=torch.uint8)
-    return buffer.view(dtype)
+def _scratch(name: str, dtype: torch.dtype, count: int) -> torch.Tensor:
+    """Return memory of a thread's own, [count]: new memory would cost as much as the work."""
+    held: torch.Tensor | None = getattr(_local, name, None)
+    if held is None or held.numel() < count * dtype.itemsize:
+        held = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
+        setattr(_local, name, held)
+    return held[: count * dtype.itemsize].view(dtype)

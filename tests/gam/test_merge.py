@@ -19,7 +19,7 @@ from gam.merge import execute, merge_adapters
 from gam.plan import plan_merge
 from gam.strategies.gam import gam as gam_method
 from gam.updates import from_factors
-from gam_kernels import gram
+from gam_kernels import combine_gram, gram
 
 SHAPES = {"layers.0.q": (24, 20), "layers.0.v": (12, 20), "layers.1.q": (24, 20)}
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples" / "adapters").iterdir())
@@ -84,16 +84,21 @@ def test_gam_of_many_equals_the_oracle_without_the_overlaps_among_them(dtype, mo
     adapters = many(modules=shapes, dtype=dtype)
     weights = [0.3, -0.2, 0.1, 0.2, 0.4, 0.1, 0.3, 0.2]
     monkeypatch.setattr(gam.merge, "_WIDE", 0)
-    sizes = []
+    passes = []
 
     def watched(factors, *arguments, pairs=None, **options):
-        sizes.append((len(factors[0]), pairs and len(set(pairs))))
+        passes.append(("gram", len(factors[0]), pairs and len(set(pairs))))
         return gram(factors, *arguments, pairs=pairs, **options)
+
+    def formed(factors, *arguments, **options):
+        passes.append(("combine_gram", len(factors[0])))
+        return combine_gram(factors, *arguments, **options)
 
     for module in (gam.merge, gam.updates):  # where it is called
         monkeypatch.setattr(module, "gram", watched)
+    monkeypatch.setattr(gam.updates, "combine_gram", formed)
     merged = merge_adapters(adapters, method="gam", weights=weights, reference=3)
-    assert set(sizes) == {(8, 15), (9, 9)}
+    assert set(passes) == {("gram", 8, 15), ("combine_gram", 8)}
     order = [3, 0, 1, 2, 4, 5, 6, 7]
     for module in shapes:
         expected = deltas([adapters[index] for index in order], module)

@@ -214,7 +214,7 @@ def test_gauge_and_core_are_used():
     bases = []
     for width in (30, 20):
         factor, gauge = draw(1, width, 5), draw(1, 5, 3)
-        side = Side([[factor[0]]], factor.dtype, gauge, draw(1, 3, 3))
+        side = Side([[factor[0]]], factor.dtype, [gauge], draw(1, 3, 3))
         bases.append(Basis(side, 0, slice(0, 3), gauge))
     item = Update("a", bases[0], draw(1, 3, 3), bases[1], 5)
     expected = by_the_paper([dense(item)], [1.0], 0.3)

@@ -9,7 +9,7 @@ import torch
 from threadpoolctl import threadpool_info
 from updates_support import factors
 
-from gam_kernels import combine, gram, orthonormalize, orthonormalize_gram, polar
+from gam_kernels import combine, combine_gram, gram, orthonormalize, orthonormalize_gram, polar
 from gam_kernels.combine import reference as combine_reference
 from gam_kernels.gram import reference as gram_reference
 
@@ -91,6 +91,38 @@ def test_gram_of_some_pairs(pairs, transposed, backend):
     assert torch.equal(result, result.mT)
     assert torch.equal(result == 0, expected == 0)
     assert torch.allclose(result, expected, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("backend", "length"),
+    [("torch", 1), ("torch", 50), ("torch", 3000), ("triton", 1), ("triton", 50)],
+)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+@pytest.mark.parametrize(("working", "bound"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
+def test_combine_gram(working, bound, length, widths, transposed, backend):
+    if backend == "triton":
+        pytest.importorskip("triton")
+    factors = parts(length, widths, torch.bfloat16, transposed)
+    coefficients = torch.randn(2, sum(widths), 4).double()
+    columns, own, crossed = combine_gram(factors, coefficients, working, backend=backend)
+    expected, _ = combine(factors, coefficients, working, working, backend=backend)
+    for column, wanted in zip(columns, expected, strict=True):
+        assert column.dtype == working
+        assert torch.equal(column, wanted)
+    y, x = torch.stack(columns).double(), joined(factors)
+    assert own.dtype == crossed.dtype == torch.float64
+    assert torch.equal(own, own.mT)
+    for found, other in ((own, y), (crossed, x)):
+        limits = bound * y.norm(dim=1)[:, :, None] * other.norm(dim=1)[:, None] * length**0.5
+        assert bool(((found - y.mT @ other).abs() <= limits.clamp_min(1e-300)).all())
+
+
+def test_combine_gram_of_no_modules():
+    columns, own, crossed = combine_gram([], torch.zeros(0, 5, 3).double(), torch.float64)
+    assert columns == []
+    assert own.shape == (0, 3, 3)
+    assert crossed.shape == (0, 3, 5)
 
 
 def test_threads_of_numpy_are_what_they_were():
