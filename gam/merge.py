@@ -45,7 +45,7 @@ _CANCELLED = 1e-9
 # From so many adapters, with so many columns, overlaps of the merge with each cost less than
 # those of each with each.
 _MANY = 6
-_WIDE = 128
+_WIDE = 192
 # The energy of factors in float32 is known to this.
 _ROUNDING = 1e-6
 
