@@ -1,4 +1,4 @@
-"""Batched small linear algebra for merging low-rank updates. Imports torch and NumPy only.
+"""Batched small linear algebra for merging low-rank updates. Imports torch, NumPy, threadpoolctl.
 
 Triton is imported at the first call that runs a kernel, never before.
 """
