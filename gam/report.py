@@ -10,6 +10,7 @@ from typing import Any
 # What the user is warned of.
 _LOW_ENERGY = 0.99
 _VANISHED = 0.05
+_NAMED = 3  # adapters in one warning
 _SHRUNK = 0.5
 _CANCELLED = 1e-9
 _COARSE = 0.01
@@ -147,11 +148,17 @@ def findings(report: MergeReport) -> Iterator[str]:
     for name, cosine in report.cosines.items():
         if math.isnan(cosine):
             yield f"adapter {name!r} is zero in every module"
-        elif abs(cosine) < _VANISHED:
-            yield (
-                f"adapter {name!r} has all but vanished from the result "
-                f"(cosine {cosine:.3f}); compare the sizes of the inputs and their weights"
-            )
+    vanished = {n: cosine for n, cosine in report.cosines.items() if abs(cosine) < _VANISHED}
+    if vanished:
+        named = [repr(name) for name in vanished][:_NAMED]
+        more = f" and {len(vanished) - _NAMED} more" if len(vanished) > _NAMED else ""
+        cosines = sorted(vanished.values())
+        how = f"cosine {cosines[0]:.3f}" + (f" to {cosines[-1]:.3f}" if len(cosines) > 1 else "")
+        who, have = ("adapters", "have") if len(vanished) > 1 else ("adapter", "has")
+        yield (
+            f"{who} {', '.join(named)}{more} {have} all but vanished from the result "
+            f"({how}); compare the sizes of the inputs and their weights"
+        )
     if report.norm_ratio < _SHRUNK:
         scale = report.options["scale"]
         better = "" if isinstance(scale, list) else f" {scale / report.norm_ratio:.2g}"

@@ -427,6 +427,12 @@ def test_warnings_say_what_the_user_should_know():
     assert "--rank" in text(adapters=unrelated, method="linear")
     loud = [unrelated[0], adapter("loud", 2, modules={"w": (400, 300)}, scale=500.0)]
     assert "'a' has all but vanished" in text(adapters=loud, method="linear")
+    quiet = [adapter(n, s, modules={"w": (400, 300)}) for s, n in enumerate("abcde", start=1)]
+    warned = text(
+        adapters=[*quiet, adapter("loud", 9, modules={"w": (400, 300)}, scale=500.0)],
+        method="linear",
+    )
+    assert "adapters 'a', 'b', 'c' and 2 more have all but vanished" in warned
     partly = [adapter("a", 1), adapter("b", 2, modules={"layers.0.q": (24, 20)})]
     assert "held by only some" in text(adapters=partly)
     same = adapter("a", 1)
