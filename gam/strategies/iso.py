@@ -80,8 +80,17 @@ def iso_cts(updates: Sequence[Update], weights: Sequence[float], *, common: floa
         own_right = core.frames[1][..., update.right.span] @ own_right
         parts.append(_first((own_left, own_values, own_right), own))
     u, values, v = (torch.cat(column, dim=-1) for column in zip(*parts, strict=True))
-    roots = inverse_root(torch.stack([u.mT @ u, v.mT @ v]), dtype)
-    return core.product(_level(values) * (u @ roots[0]) @ (v @ roots[1]).mT)
+    return core.product(_level(values) * _nearest(u, dtype) @ _nearest(v, dtype).mT)
+
+
+def _nearest(columns: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the polar factor of columns [m, p, n] that had a dtype, zero on their kernel.
+
+    From the Gram matrix it is off by the square of the columns' condition; one step of Newton and
+    Schulz, as in `gam_kernels.polar`, leaves the condition itself.
+    """
+    factor = columns @ inverse_root(columns.mT @ columns, dtype)
+    return 1.5 * factor - 0.5 * (factor @ (factor.mT @ factor))
 
 
 def _sum(updates: Sequence[Update], weights: Sequence[float]) -> tuple[Core, torch.Tensor]:

@@ -288,19 +288,41 @@ def test_homogeneous(name, shape, seed, weights, factor):
         assert oracle.relative_error(weighted, expected) < 1e-7
 
 
+def in_another_gauge(pairs, seed):
+    """The same updates, the first of them in factors of condition 100 more."""
+    b, a = pairs[0]
+    r = b.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    turn = torch.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64)).Q
+    gauge = turn * torch.logspace(0, 2, r, dtype=torch.float64)
+    return [(b.double() @ gauge, torch.linalg.solve(gauge, a.double())), *pairs[1:]]
+
+
 @pytest.mark.parametrize("name", sorted(set(ALL) - set(dense_methods.FACTORED)))
 @given(shape=shapes, seed=seeds, weights=signed_weights)
 def test_gauge_changes_nothing(name, shape, seed, weights):
     """(B G, G^-1 A) is the same update for any invertible G."""
     pairs = many(shape, seed)
-    r = shape[2]
-    generator = torch.Generator().manual_seed(seed + 1)
-    turn = torch.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64)).Q
-    gauge = turn * torch.logspace(0, 2, r, dtype=torch.float64)
-    b, a = pairs[0]
-    changed = [(b.double() @ gauge, torch.linalg.solve(gauge, a.double())), *pairs[1:]]
+    changed = in_another_gauge(pairs, seed + 1)
     expected = run(name, pairs, weights)
     assert oracle.relative_error(run(name, changed, weights), expected) < tolerance(name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "seed", "weights"),
+    [
+        ((20, 14, 2), 1495, (-1.7355686259359733, 0.22965673757171096, -1.3317308839562232)),
+        ((14, 15, 2), 424701, (1.403549994948084, -0.25744933819954985, 1.0043439752983583)),
+    ],
+    ids=str,
+)
+def test_iso_cts_of_nearly_dependent_directions(shape, seed, weights):
+    """Its directions have a condition of a thousand and more, of which no square may be left."""
+    pairs = many(shape, seed)
+    found = run("iso_cts", pairs, weights)
+    other = run("iso_cts", in_another_gauge(pairs, seed + 1), weights)
+    assert oracle.relative_error(other, found) < 1e-9
+    assert oracle.relative_error(found, by_the_paper("iso_cts", pairs, weights)) < 1e-8
 
 
 @pytest.mark.parametrize("name", sorted(set(ALL) - ENTRYWISE))
