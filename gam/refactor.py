@@ -124,7 +124,10 @@ def _svd(
 
 def _root(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return R with ``R^T R`` equal to the Gram matrix of columns that had a dtype."""
-    _, root, condition = orthonormalize_gram(matrix)
+    # Columns of zeros are exact, and depend on nothing: as if they were unit vectors at first.
+    zero = torch.diagonal(matrix, dim1=-2, dim2=-1) == 0
+    _, root, condition = orthonormalize_gram(matrix + torch.diag_embed(zero.to(matrix.dtype)))
+    root.masked_fill_(zero.unsqueeze(-2), 0.0)
     poor = ~(condition <= _CHOLESKY_LIMIT[dtype])
     if not bool(poor.any()):
         return root

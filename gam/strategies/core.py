@@ -23,9 +23,10 @@ from gam_kernels.entries.vote import Vote
 _SHARED = 1e-12
 # Singular values this far below the largest are rounding noise, as in `gam.refactor`.
 _NOISE = 1e-7
-# What float32 Gram matrices determine well enough for half-precision results.
+# What float32 determines well enough for half-precision results: directions from Gram matrices
+# that were formed in it, and singular values of small float64 matrices that come from it.
 _FLOAT32_GRAM = 1e-4
-_FLOAT32_VALUES = 1e-3
+FLOAT32_VALUES = 1e-3
 
 
 @dataclass(frozen=True)
@@ -87,20 +88,23 @@ def _basis(side: Side) -> tuple[torch.Tensor, torch.Tensor]:
     return vectors * inverse.unsqueeze(-2), roots.unsqueeze(-1) * vectors.mT
 
 
-def _kept(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _kept(values: torch.Tensor, dtype: torch.dtype, least: float = _FLOAT32_GRAM) -> torch.Tensor:
     """Return which eigenvalues of a Gram matrix are directions, [..., n] ascending."""
-    poor = values[..., 0] < _FLOAT32_GRAM * values[..., -1]
+    poor = values[..., 0] < least * values[..., -1]
     if dtype == torch.float32 and bool(poor.any()):
         raise InexactError(poor)
     return values > _SHARED * values[..., -1:]
 
 
-def inverse_root(gram: torch.Tensor, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+def inverse_root(
+    gram: torch.Tensor, dtype: torch.dtype = torch.float64, least: float = _FLOAT32_GRAM
+) -> torch.Tensor:
     """Return the inverse square root of Gram matrices, zero on their kernels.
 
     Args:
         gram: [..., n, n] float64, symmetric and positive semidefinite.
         dtype: Precision of the columns it comes from.
+        least: The smallest eigenvalue, relative to the largest, that float32 determines.
 
     Returns:
         ``X @ inverse_root(X^T X)`` is the polar factor of X: its columns are orthonormal
@@ -110,7 +114,7 @@ def inverse_root(gram: torch.Tensor, dtype: torch.dtype = torch.float64) -> torc
         InexactError: The precision is float32, and the columns are nearly dependent.
     """
     values, vectors = torch.linalg.eigh(gram)
-    kept = _kept(values, dtype)
+    kept = _kept(values, dtype, least)
     inverse = torch.where(kept, values.clamp_min(1e-300).rsqrt(), 0.0)
     root: torch.Tensor = (vectors * inverse.unsqueeze(-2)) @ vectors.mT
     return root
@@ -140,7 +144,7 @@ def spectrum(
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     size = values[..., :1] if size is None else size[..., None]
     left, values, right = left[..., :count], values[..., :count], right.mT[..., :count]
-    poor = (values < _FLOAT32_VALUES * size).any(-1)
+    poor = (values < FLOAT32_VALUES * size).any(-1)
     if dtype == torch.float32 and bool(poor.any()):
         raise InexactError(poor)
     alive = values > _NOISE * size

@@ -149,7 +149,7 @@ def merge_entries(
     # No kernel ranks the entries of a row.
     ranked = isinstance(rule, Coin) and rule.epsilon > 0
     by_kernel = not ranked and resolve(left.backend, updates[0].core) == "triton"
-    merge = Merge(votes, [math.prod(shape)] * modules, rule, mean, by_kernel)
+    merge = Merge(votes, [math.prod(shape)] * modules, rule, mean)
     return Rows(merge.rows, modules, shape, merge.matrix if by_kernel else None)
 
 
@@ -179,63 +179,69 @@ class Merge:
         counts: Sequence[int],
         rule: Band | Coin,
         mean: bool,
-        by_kernel: bool = False,
     ) -> None:
-        """Find the limits of all modules.
+        """Take the votes; the limits of a module are found when it is first asked for.
 
         Args:
             votes: ``votes(module)`` are those of a module, of one shape in all modules.
             counts: How many entries each module has, those left out that stand for nothing.
             rule: Which entries are kept.
             mean: Elect and average, rather than add up.
-            by_kernel: Whether `matrix` will be used, and not `rows`.
         """
         self._votes = votes
+        self._counts = counts
         self._rule = rule
         self._mean = mean
-        self._by_kernel = by_kernel
-        self._blocks = Blocks(votes(0), mean)
-        self._limits = [self._find_limits(module, count) for module, count in enumerate(counts)]
-        self._module = -1
+        self._limits: dict[int, list[tuple[float, float]]] = {}
+        self._blocks: Blocks | None = None
+        self._module = -1  # whose votes the blocks hold
 
     def rows(self, module: int, start: int, stop: int) -> torch.Tensor:
         """Return rows of the merge of one module, [stop - start, k], a new tensor."""
-        if module != self._module:
-            self._blocks.load(self._votes(module))
+        if self._blocks is None or module != self._module:
+            votes = self._votes(module)
+            if self._blocks is None:
+                self._blocks = Blocks(votes, self._mean)
+            else:
+                self._blocks.load(votes)
+            if module not in self._limits:
+                finds = [partial(_find, self._blocks, index) for index in range(len(votes))]
+                self._limits[module] = self._find_limits(module, votes, finds)
             self._blocks.limit(self._limits[module])
             self._module = module
         return self._blocks.rows(start, stop)
 
-    def _find_limits(self, module: int, count: int) -> list[tuple[float, float]]:
-        rule, votes = self._rule, self._votes(module)
-        if isinstance(rule, Coin) or rule == Band(1.0):
-            return [(0.0, math.inf)] * len(votes)
-        dtype = votes[0].left.dtype
-        if self._by_kernel:
-            found = functools.cache(partial(kth_magnitudes, votes, backend="triton"))
-
-            def magnitude(index: int, k: int) -> float:
-                return found(k)[index]
-
-            finds = [partial(magnitude, index) for index in range(len(votes))]
-            return [rule.limits(count, dtype, find) for find in finds]
-        self._blocks.load(votes)
-        limits = []
-        for index, vote in enumerate(votes):
-            find = partial(
-                kth_magnitude,
-                partial(self._blocks.form, index),
-                self._blocks.shape,
-                sample=partial(_sample, vote.left, vote.right),
-            )
-            limits.append(rule.limits(count, dtype, find))
-        return limits
-
     def matrix(self, module: int) -> Entries:
         """Return the merge of one module as a matrix that the kernels multiply."""
-        pairs = zip(self._votes(module), self._limits[module], strict=True)
-        votes = [replace(vote, low=low, high=high) for vote, (low, high) in pairs]
-        return Entries(votes, self._mean, backend="triton")
+        votes = self._votes(module)
+        found = functools.cache(partial(kth_magnitudes, votes, backend="triton"))
+
+        def magnitude(index: int, k: int) -> float:
+            return found(k)[index]
+
+        finds = [partial(magnitude, index) for index in range(len(votes))]
+        limits = self._find_limits(module, votes, finds)
+        limited = [
+            replace(vote, low=low, high=high)
+            for vote, (low, high) in zip(votes, limits, strict=True)
+        ]
+        return Entries(limited, self._mean, backend="triton")
+
+    def _find_limits(
+        self, module: int, votes: Sequence[Vote], finds: Sequence[Callable[[int], float]]
+    ) -> list[tuple[float, float]]:
+        """Return what is kept of each vote, given how to find its k-th largest magnitude."""
+        rule = self._rule
+        if isinstance(rule, Coin):
+            return [(0.0, math.inf)] * len(votes)
+        count, dtype = self._counts[module], votes[0].left.dtype
+        return [rule.limits(count, dtype, find) for find in finds]
+
+
+def _find(blocks: Blocks, index: int, k: int) -> float:
+    """Return the k-th largest magnitude of one vote."""
+    sample = partial(_sample, *blocks.factors(index))
+    return kth_magnitude(partial(blocks.form, index), blocks.shape, k, sample=sample)
 
 
 def _sample(left: torch.Tensor, right: torch.Tensor, n: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gam.strategies.core import Core, core_space, inverse_root, spectrum
+from gam.strategies.core import FLOAT32_VALUES, Core, core_space, inverse_root, spectrum
 from gam.updates import Product, Update
 
 # Far above the noise of float64, and nothing to float32.
@@ -89,7 +89,7 @@ def _nearest(columns: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     From the Gram matrix it is off by the square of the columns' condition; one step of Newton and
     Schulz, as in `gam_kernels.polar`, leaves the condition itself.
     """
-    factor = columns @ inverse_root(columns.mT @ columns, dtype)
+    factor = columns @ inverse_root(columns.mT @ columns, dtype, FLOAT32_VALUES**2)
     return 1.5 * factor - 0.5 * (factor @ (factor.mT @ factor))
 
 

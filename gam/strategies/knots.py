@@ -16,12 +16,14 @@ import torch
 
 from gam.strategies.core import core_space
 from gam.strategies.entrywise import Band, Coin, Merge, draw_of
-from gam.updates import Product, Side, Update
+from gam.updates import InexactError, Product, Side, Update
 from gam_kernels import gram
 from gam_kernels.entries.vote import Vote
 
 # Singular values this far below the largest are rounding noise, as in `gam.refactor`.
 _NOISE = 1e-7
+# Where the largest is smaller, the squares of such noise are nothing in float32.
+_SMALLEST = 1e-10
 
 
 def knots_ties(updates: Sequence[Update], weights: Sequence[float], *, density: float) -> Product:
@@ -39,7 +41,7 @@ def knots_ties(updates: Sequence[Update], weights: Sequence[float], *, density: 
         TIES leaves of a row is in nobody's row space.
 
     Raises:
-        InexactError: The precision is float32, and some directions are nearly shared.
+        InexactError: The precision is float32, and directions are nearly shared, or all is tiny.
 
     Source: Stoica et al. 2025, arXiv:2410.19735, section 4, and the authors' code.
     """
@@ -107,6 +109,9 @@ def _knots(
     alive = squares > _NOISE**2 * squares[..., :1]
     vectors = vectors * alive.unsqueeze(-2)
     side = updates[0].right.side
+    tiny = squares[..., 0] < _SMALLEST**2
+    if side.dtype == torch.float32 and bool(tiny.any()):
+        raise InexactError(tiny)
     left = vectors.mT @ core.frames[0]
     voters = [(update, weight) for update, weight in zip(updates, weights, strict=True) if weight]
     coefficients = [
@@ -130,6 +135,5 @@ def _knots(
     factors = [[merge.rows(module, 0, height).mT] for module in range(len(counts))]
     identity = torch.eye(vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)
     identity = identity.expand_as(vectors)
-    # Of weak rows nothing may be left, and only float64 copes with columns of zeros.
-    own = Side(factors, torch.float64, [identity], gram(factors, torch.float64))
+    own = Side(factors, side.dtype, [identity], gram(factors, side.dtype))
     return Product(core.left @ vectors, identity, None, right_side=own)

@@ -355,6 +355,33 @@ def test_half_precision_merges_like_float32(name):
         assert oracle.relative_error(merged(adapters, name, dtype="bfloat16"), exact) < 5e-3
 
 
+@pytest.mark.parametrize("size", [3e-20, 4e-13, 1e-5, 1e12], ids=lambda s: f"{s:g}")
+@pytest.mark.parametrize("name", sorted(set(ALL) - ENTRYWISE))
+def test_half_precision_of_any_size(name, size):
+    """Squares and products of the fast path neither underflow nor overflow unseen."""
+    pairs = [factors(64, 48, 4, seed=i) for i in range(3)]
+    adapters = [
+        Adapter({"w": LowRank((a * size).bfloat16(), (b * size).bfloat16())}, {}, name=f"a{i}")
+        for i, (b, a) in enumerate(pairs)
+    ]
+    exact = merged(adapters, name, dtype="float32")
+    assert oracle.relative_error(merged(adapters, name, dtype="bfloat16"), exact) < 5e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_knots_where_weak_directions_vanish(dtype):
+    """TIES leaves nothing of a direction that is far weaker than the others."""
+    pairs = [factors(64, 48, 4, seed=i, dtype=dtype) for i in range(2)]
+    for b, _ in pairs:
+        b[:, 3] = 1e-3 * b[:, 0]
+        b[3, 3] *= 2
+    adapters = [Adapter({"w": LowRank(a, b)}, {}, name=f"a{i}") for i, (b, a) in enumerate(pairs)]
+    expected = dense_methods.knots_ties([dense(*pair) for pair in pairs], [0.5, 0.5], 0.1)
+    assert np.linalg.matrix_rank(expected, tol=1e-9 * np.linalg.norm(expected, 2)) < 8
+    error = oracle.relative_error(merged(adapters, "knots_ties", density=0.1), expected)
+    assert error < (5e-3 if dtype == torch.bfloat16 else 1e-6)
+
+
 # --- methods that coincide ------------------------------------------------------------
 
 
