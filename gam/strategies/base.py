@@ -157,7 +157,12 @@ class Strategy:
             raise OptionError(f"{where}: got {value!r}, expected {word}")
         if not param.minimum <= number <= param.maximum:
             raise OptionError(f"{where}: got {value!r}, expected {word}{param.bounds}")
-        return int(number) if param.kind == "int" else number
+        if param.kind != "int":
+            return number
+        try:
+            return int(value)  # a float holds no more than 53 bits
+        except ValueError:  # as 1e3
+            return int(number)
 
 
 def _found(function: Callable[..., Any] | str) -> Callable[..., Any]:

@@ -104,6 +104,15 @@ def test_a_number_out_of_range_is_refused_with_the_bounds_it_has(kind, value, te
     assert str(caught.value) == f"x of method 'm': {text}"
 
 
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [(2**53 + 1, 2**53 + 1), (str(2**53 + 1), 2**53 + 1), ("1e3", 1000), (7.0, 7), ("7.0", 7)],
+)
+def test_a_whole_number_of_any_size_is_exact(value, number):
+    found = Strategy("m", print, "", "", (VALUES["INT"],)).check({"x": value}, [])["x"]
+    assert (found, type(found)) == (number, int)
+
+
 # --- methods of other packages --------------------------------------------------------
 
 
