@@ -30,8 +30,8 @@ from peft_layer import DENSITY, module_merge
 from records import check_clean, quantiles, write
 
 from gam.adapter import Adapter, LowRank
-from gam.merge import execute
-from gam.plan import plan_merge
+from gam.merging.execute import execute
+from gam.merging.plan import plan_merge
 from gam_kernels import combine, gram, polar
 from gam_kernels.combine import reference as combine_reference
 from gam_kernels.entries.op import entry_products

@@ -10,10 +10,10 @@ from gam.errors import AdapterError, GamError, OptionError, OutputError, PluginE
 if TYPE_CHECKING:
     from gam.adapter import Adapter, LowRank
     from gam.hub.push import push_to_hub
-    from gam.inspect import inspect_adapters
-    from gam.inspection import Inspection
+    from gam.inspection.measure import inspect_adapters
+    from gam.inspection.types import Inspection
     from gam.load import load_adapter
-    from gam.merge import merge_adapters
+    from gam.merging.execute import merge_adapters
 
 __version__ = "0.1.0"
 
@@ -36,10 +36,10 @@ __all__ = [
 _LAZY = {
     "Adapter": ("gam.adapter", "Adapter"),
     "LowRank": ("gam.adapter", "LowRank"),
-    "Inspection": ("gam.inspection", "Inspection"),
-    "inspect_adapters": ("gam.inspect", "inspect_adapters"),
+    "Inspection": ("gam.inspection.types", "Inspection"),
+    "inspect_adapters": ("gam.inspection.measure", "inspect_adapters"),
     "load_adapter": ("gam.load", "load_adapter"),
-    "merge_adapters": ("gam.merge", "merge_adapters"),
+    "merge_adapters": ("gam.merging.execute", "merge_adapters"),
     "push_to_hub": ("gam.hub.push", "push_to_hub"),
 }
 

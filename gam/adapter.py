@@ -170,7 +170,7 @@ class Adapter:
         Raises:
             OutputError: The folder exists, is an input of this adapter, or cannot be written.
         """
-        from gam.write import write_adapter
+        from gam.save import write_adapter
 
         return write_adapter(self, path, overwrite=overwrite)
 

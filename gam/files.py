@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gam.config import CONFIG_NAME
+from gam.formats.peft_config import CONFIG_NAME
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"

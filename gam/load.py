@@ -7,9 +7,9 @@ from dataclasses import replace
 from os import PathLike
 
 from gam.adapter import Adapter
+from gam.formats.read import default_name, read_adapter
 from gam.hub.download import HubAdapter, download, locate
 from gam.hub.names import HubName, Place, hub_name
-from gam.read import default_name, read_adapter
 
 
 def load_adapter(
@@ -29,7 +29,7 @@ def load_adapter(
         name: Label of the adapter; default its folder's or repository's name, or its stem.
 
     Returns:
-        The adapter, as `gam.read.read_adapter` returns it; ``source`` says where it is from.
+        The adapter; ``source`` says where it is from.
 
     Raises:
         AdapterError: The adapter cannot be found, downloaded or read, or holds something
@@ -73,7 +73,7 @@ def label_of(adapter: Place) -> str:
 def input_files(
     adapters: Iterable[Place | Adapter] | Mapping[str, Place | Adapter],
 ) -> list[str | PathLike[str]]:
-    """Return the local paths that adapters are read from, for `gam.write.check_output`."""
+    """Return the local paths that adapters are read from, for `gam.save.check_output`."""
     paths: list[str | PathLike[str]] = []
     for adapter in adapters.values() if isinstance(adapters, Mapping) else adapters:
         if isinstance(adapter, Adapter):

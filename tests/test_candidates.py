@@ -1,16 +1,16 @@
 """The candidate merges of the miniature are methods like any other."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
-import oracle
 import pytest
-from updates_support import dense, dense_product, factors, updates_of
+from helpers import oracle
+from helpers.paths import ROOT
+from helpers.updates import dense, dense_product, factors, updates_of
 
 from gam import strategies
 
-CANDIDATES = Path(__file__).resolve().parents[1] / "examples/pda_miniature/candidates"
+CANDIDATES = ROOT / "examples/pda_miniature/candidates"
 PAIRS = [factors(24, 20, 3, seed) for seed in range(3)]
 
 

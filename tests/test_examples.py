@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
 import gam
 import gam_kernels
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 PACKAGES = [str(Path(package.__file__).parents[1]) for package in (gam, gam_kernels)]
 
 

@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from gam import __version__
-from gam.config import CONFIG_NAME
 from gam.errors import OptionError, OutputError
 from gam.files import OWN_FILES, REPORT_NAME, WEIGHTS_NAME
+from gam.formats.peft_config import CONFIG_NAME
 from gam.hub.faults import ask
 from gam.hub.names import is_repo_name
 
@@ -144,7 +144,7 @@ def push_adapter(adapter: Adapter, target: Target) -> Pushed:
         OptionError: As in `check_target`.
         OutputError: The adapter is not the result of a merge, or the push failed.
     """
-    from gam.write import write_adapter
+    from gam.save import write_adapter
 
     if adapter.report is None:
         raise OutputError(

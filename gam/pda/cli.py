@@ -13,11 +13,11 @@ from typing import Any
 import click
 
 from gam import __version__
+from gam.commands.terminal import Command, Option, number, percent, shown, table
 from gam.pda.evaluate import EXTRACTORS
 from gam.pda.generate import Generation
 from gam.pda.records import Row
 from gam.pda.train import Training
-from gam.terminal import Command, Option, number, percent, shown, table
 
 _MODEL = """\b
 A model is a folder, a Hub id user/name[@revision], or NAME@URL for the model NAME of a

@@ -9,7 +9,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from gam.document import parse
 from gam.errors import OptionError
 from gam.pda.evaluate import adapted, difference, estimate, score_answers
 from gam.pda.generate import Generation, Local
@@ -28,6 +27,7 @@ from gam.pda.records import (
     write_rows,
 )
 from gam.pda.train import RECORD_NAME, Training, train_adapter
+from gam.recipes.document import parse
 
 CONTROLS = ("joint", "sequential", "sft", "swapped")
 POLICIES = ("shared", "own")

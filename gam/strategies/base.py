@@ -66,7 +66,7 @@ class Strategy:
         name: What the user types.
         function: ``function(updates, weights, **params) -> Product | Rows``, or where it is,
             as "module:name", so that listing methods imports no torch. ``updates`` is a
-            sequence of `gam.updates.Update`, all present and non-zero, at least one;
+            sequence of `gam.algebra.updates.Update`, all present and non-zero, at least one;
             ``weights`` one float for each, their absolute values summing to at most one
             (less where some adapter lacks these modules). Every parameter is a keyword.
             Pure: no files, no printing.

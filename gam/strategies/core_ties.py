@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from gam.strategies.core import core_space, elected
-from gam.strategies.entrywise import Band, Coin
-from gam.updates import Basis, Product, Update, block_diagonal
+from gam.algebra.core_space import core_space, elected
+from gam.algebra.entrywise import Band, Coin
+from gam.algebra.updates import Basis, Product, Update, block_diagonal
 
 
 def core_ties(updates: Sequence[Update], weights: Sequence[float], *, density: float) -> Product:

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gam.strategies.core import inverse_root
-from gam.updates import Product, Update, block_diagonal, sized
+from gam.algebra.core_space import inverse_root
+from gam.algebra.updates import Product, Update, block_diagonal, sized
 
 
 def coverage(updates: Sequence[Update], weights: Sequence[float]) -> Product:

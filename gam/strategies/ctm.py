@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from gam.strategies.core import core_space, elected
-from gam.strategies.entrywise import Band
-from gam.updates import Product, Update
+from gam.algebra.core_space import core_space, elected
+from gam.algebra.entrywise import Band
+from gam.algebra.updates import Product, Update
 
 # The alternation ends when no error of the approximation changes by more than this.
 _TOLERANCE = 1e-6

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from gam.strategies.core import core_space
-from gam.updates import Product, Update
+from gam.algebra.core_space import core_space
+from gam.algebra.updates import Product, Update
 from gam_kernels import polar
 
 # A mean is reached when the gradient, an angle, is shorter than this.

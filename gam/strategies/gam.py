@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from gam.strategies.core import inverse_root
-from gam.updates import Basis, Product, Side, Update, sized
+from gam.algebra.core_space import inverse_root
+from gam.algebra.updates import Basis, Product, Side, Update, sized
 from gam_kernels import polar
 
 # A fixed point is reached when no entry of a rotation moves more than this.

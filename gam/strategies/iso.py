@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from gam.strategies.core import FLOAT32_VALUES, Core, core_space, inverse_root, spectrum
-from gam.updates import Product, Update
+from gam.algebra.core_space import FLOAT32_VALUES, Core, core_space, inverse_root, spectrum
+from gam.algebra.updates import Product, Update
 
 # Far above the noise of float64, and nothing to float32.
 _TILT = 1e-8

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 
 import torch
 
-from gam.strategies.core import core_space
-from gam.strategies.entrywise import Band, Coin, Merge, draw_of
-from gam.updates import InexactError, Product, Side, Update
+from gam.algebra.core_space import core_space
+from gam.algebra.entrywise import Band, Coin, Merge, draw_of
+from gam.algebra.updates import InexactError, Product, Side, Update
 from gam_kernels import gram
 from gam_kernels.entries.vote import Vote
 
-# Singular values this far below the largest are rounding noise, as in `gam.refactor`.
+# Singular values this far below the largest are rounding noise, as in `gam.algebra.factorize`.
 _NOISE = 1e-7
 # Where the largest is smaller, the squares of such noise are nothing in float32.
 _SMALLEST = 1e-10

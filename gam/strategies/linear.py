@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gam.updates import Product, Update, block_diagonal
+from gam.algebra.updates import Product, Update, block_diagonal
 
 
 def linear(updates: Sequence[Update], weights: Sequence[float]) -> Product:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
-from gam.strategies.entrywise import Band, Coin, merge_entries
-from gam.updates import Rows, Update
+from gam.algebra.entrywise import Band, Coin, merge_entries
+from gam.algebra.updates import Rows, Update
 
 
 def magnitude_prune(

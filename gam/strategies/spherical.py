@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gam.updates import InexactError, Product, Update, block_diagonal
+from gam.algebra.updates import InexactError, Product, Update, block_diagonal
 
 # The iteration ends when no coefficient of a mean moves further than this.
 _TOLERANCE = 1e-12

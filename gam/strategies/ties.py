@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from gam.strategies.entrywise import Band, merge_entries
-from gam.updates import Rows, Update
+from gam.algebra.entrywise import Band, merge_entries
+from gam.algebra.updates import Rows, Update
 
 
 def ties(

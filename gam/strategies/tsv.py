@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from gam.strategies.core import inverse_root
-from gam.updates import Product, Update, block_diagonal
+from gam.algebra.core_space import inverse_root
+from gam.algebra.updates import Product, Update, block_diagonal
 
 
 def tsv(updates: Sequence[Update], weights: Sequence[float]) -> Product:

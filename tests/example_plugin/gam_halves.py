@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from gam.algebra.updates import Product, block_diagonal
 from gam.strategies import Param, Strategy
-from gam.updates import Product, block_diagonal
 
 
 def halves(updates, weights, *, share, only):

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
 import gam
 import gam_kernels
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = [str(Path(package.__file__).parents[1]) for package in (gam, gam_kernels)]
 
 
@@ -45,18 +45,18 @@ def test_gam_alone_imports_only_the_standard_library(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "arguments"),
     [
-        ("cli", ["--help"]),
-        ("cli", ["--version"]),
-        ("cli", ["a", "--weights", "x"]),
-        ("inspect_cli", ["--help"]),
-        ("inspect_cli", ["a", "--alpha", "x"]),
+        ("merge", ["--help"]),
+        ("merge", ["--version"]),
+        ("merge", ["a", "--weights", "x"]),
+        ("inspect", ["--help"]),
+        ("inspect", ["a", "--alpha", "x"]),
     ],
 )
 def test_help_and_version_import_no_torch(
     command: str, arguments: list[str], tmp_path: Path
 ) -> None:
     code = f"""
-from gam.{command} import main
+from gam.commands.{command} import main
 try:
     main({arguments!r})
 except SystemExit:
@@ -65,8 +65,9 @@ except SystemExit:
     assert "click" in modules
     assert not layers(modules, "torch", "numpy", "safetensors", "gam_kernels")
     catalogue = {f"gam.strategies{m}" for m in ("", ".base", ".catalogue", ".plugins")}
-    own = catalogue if command == "cli" else {"gam.inspection"}
-    assert layers(modules, "gam") == {"gam", "gam.errors", "gam.terminal", f"gam.{command}", *own}
+    own = catalogue if command == "merge" else {"gam.inspection", "gam.inspection.types"}
+    commands = {f"gam.commands{m}" for m in ("", ".terminal", f".{command}")}
+    assert layers(modules, "gam") == {"gam", "gam.errors", *commands, *own}
 
 
 @pytest.mark.parametrize("command", ["", "pairs", "train", "evaluate", "run"])
@@ -96,52 +97,95 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("gam.adapter", ("safetensors", "gam_kernels", "gam.read", "gam.strategies")),
-        ("gam.devices", ("safetensors", "gam_kernels", "gam.read", "gam.strategies")),
-        ("gam.report", ("torch", "safetensors", "gam_kernels")),
-        ("gam.card", ("torch", "safetensors", "gam_kernels", "gam.strategies")),
-        ("gam.read", ("gam_kernels", "gam.strategies", "gam.write", "gam.card")),
-        ("gam.write", ("safetensors", "gam_kernels", "gam.strategies", "gam.read", "gam.card")),
-        ("gam.strategies", ("torch", "safetensors", "gam_kernels", "gam.adapter", "gam.plan")),
+        ("gam.adapter", ("safetensors", "gam_kernels", "gam.formats.read", "gam.strategies")),
+        (
+            "gam.merging.devices",
+            ("safetensors", "gam_kernels", "gam.formats.read", "gam.strategies"),
+        ),
+        ("gam.report.types", ("torch", "safetensors", "gam_kernels")),
+        ("gam.report.card", ("torch", "safetensors", "gam_kernels", "gam.strategies")),
+        ("gam.formats.read", ("gam_kernels", "gam.strategies", "gam.save", "gam.report.card")),
+        (
+            "gam.save",
+            ("safetensors", "gam_kernels", "gam.strategies", "gam.formats.read", "gam.report.card"),
+        ),
+        (
+            "gam.strategies",
+            ("torch", "safetensors", "gam_kernels", "gam.adapter", "gam.merging.plan"),
+        ),
         (
             "gam.strategies.ties",
-            ("safetensors", "gam.adapter", "gam.read", "gam.plan", "gam.card"),
+            (
+                "safetensors",
+                "gam.adapter",
+                "gam.formats.read",
+                "gam.merging.plan",
+                "gam.report.card",
+            ),
         ),
-        ("gam.settings", ("torch", "safetensors", "gam.adapter", "gam.read", "gam.plan")),
-        ("gam.document", ("safetensors", "yaml", "gam.plan", "gam.strategies")),
-        ("gam.recipe", ("yaml", "gam.write", "gam.merge", "gam.card")),
-        ("gam.calibrate", ("safetensors", "gam.strategies", "gam.plan", "gam.read")),
-        ("gam.plan", ("gam.recipe", "gam.write", "gam.merge", "gam.card")),
+        (
+            "gam.merging.rules",
+            ("torch", "safetensors", "gam.adapter", "gam.formats.read", "gam.merging.plan"),
+        ),
+        ("gam.recipes.document", ("safetensors", "yaml", "gam.merging.plan", "gam.strategies")),
+        ("gam.recipes.recipe", ("yaml", "gam.save", "gam.merging.execute", "gam.report.card")),
+        (
+            "gam.algebra.calibrate",
+            ("safetensors", "gam.strategies", "gam.merging.plan", "gam.formats.read"),
+        ),
+        (
+            "gam.merging.plan",
+            ("gam.recipes.recipe", "gam.save", "gam.merging.execute", "gam.report.card"),
+        ),
         ("gam.hub.names", ("huggingface_hub", "torch")),
-        ("gam.hub.download", ("huggingface_hub", "gam_kernels", "gam.read", "gam.card")),
-        ("gam.hub.push", ("huggingface_hub", "gam_kernels", "gam.read", "gam.write", "gam.card")),
-        ("gam.load", ("huggingface_hub", "gam_kernels", "gam.write", "gam.plan", "gam.card")),
-        ("gam.batches", ("gam.write", "gam.merge", "gam.card")),
-        ("gam.merge", ("gam.card", "gam.pda")),
+        (
+            "gam.hub.download",
+            ("huggingface_hub", "gam_kernels", "gam.formats.read", "gam.report.card"),
+        ),
+        (
+            "gam.hub.push",
+            ("huggingface_hub", "gam_kernels", "gam.formats.read", "gam.save", "gam.report.card"),
+        ),
+        (
+            "gam.load",
+            ("huggingface_hub", "gam_kernels", "gam.save", "gam.merging.plan", "gam.report.card"),
+        ),
+        ("gam.merging.batches", ("gam.save", "gam.merging.execute", "gam.report.card")),
+        ("gam.merging.execute", ("gam.report.card", "gam.pda")),
         ("gam.pda.records", ("torch", "transformers")),
         ("gam.pda.generate", ("torch", "transformers", "gam.pda.pairs", "gam.pda.train")),
         ("gam.pda.train", ("torch", "trl", "datasets", "gam.pda.pairs", "gam.pda.evaluate")),
         ("gam.pda.evaluate", ("torch", "gam.pda.pairs", "gam.pda.train", "gam.pda.run")),
         ("gam.pda.report", ("torch", "matplotlib", "gam.pda.run")),
-        ("gam.geometry", ("safetensors", "gam.read", "gam.plan")),
-        ("gam.inspection", ("torch", "matplotlib")),
-        ("gam.advice", ("torch", "matplotlib")),
-        ("gam.inspect", ("gam.write", "gam.merge", "gam.card", "gam.plot", "matplotlib")),
-        ("gam.plot", ("torch", "matplotlib")),
+        ("gam.inspection.geometry", ("safetensors", "gam.formats.read", "gam.merging.plan")),
+        ("gam.inspection.types", ("torch", "matplotlib")),
+        ("gam.inspection.advice", ("torch", "matplotlib")),
+        (
+            "gam.inspection.measure",
+            (
+                "gam.save",
+                "gam.merging.execute",
+                "gam.report.card",
+                "gam.inspection.plot",
+                "matplotlib",
+            ),
+        ),
+        ("gam.inspection.plot", ("torch", "matplotlib")),
     ],
 )
 def test_layers_point_one_way(module: str, absent: tuple[str, ...], tmp_path: Path) -> None:
     modules = imported_by(f"import {module}", tmp_path)
     assert module in modules
-    assert not layers(modules, *absent, "gam.cli", "click", "transformers", "peft")
+    assert not layers(modules, *absent, "gam.commands", "click", "transformers", "peft")
 
 
 def test_a_merge_needs_neither_transformers_nor_peft(tmp_path: Path) -> None:
     adapters = [str(ROOT / "examples" / "adapters" / name) for name in ("sort", "rotate")]
-    code = f"from gam.cli import main\nmain({[*adapters, '-o', 'out']!r}, standalone_mode=False)"
+    words = [*adapters, "-o", "out"]
+    code = f"from gam.commands.merge import main\nmain({words!r}, standalone_mode=False)"
     modules = imported_by(code, tmp_path)
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
-    assert "gam.merge" in modules
+    assert "gam.merging.execute" in modules
     assert not layers(modules, "gam.pda", "transformers", "peft", "huggingface_hub", "scipy")
 
 
@@ -154,11 +198,11 @@ def test_one_package_talks_to_the_hub() -> None:
 
 def test_an_inspection_needs_nothing_that_only_its_picture_does(tmp_path: Path) -> None:
     adapters = [str(ROOT / "examples" / "adapters" / name) for name in ("sort", "rotate")]
-    code = f"from gam.inspect_cli import main\nmain({adapters!r}, standalone_mode=False)"
+    code = f"from gam.commands.inspect import main\nmain({adapters!r}, standalone_mode=False)"
     modules = imported_by(code + "\nprint()", tmp_path)
-    assert "gam.inspect" in modules
+    assert "gam.inspection.measure" in modules
     others = ("transformers", "peft", "huggingface_hub", "scipy", "matplotlib")
-    assert not layers(modules, "gam.pda", "gam.merge", "gam.plot", *others)
+    assert not layers(modules, "gam.pda", "gam.merging.execute", "gam.inspection.plot", *others)
 
 
 def test_public_names_are_there() -> None:

@@ -4,12 +4,12 @@ import copy
 import json
 
 import numpy as np
-import oracle
 import pytest
 import torch
+from helpers import oracle
+from helpers.adapters import quiet_peft
+from helpers.updates import dense
 from safetensors.torch import load_file
-from support import quiet_peft
-from updates_support import dense
 
 from gam import load_adapter, merge_adapters
 

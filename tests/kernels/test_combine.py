@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from factors_support import DEVICE, assert_no_worse, factors, joined
+from helpers.factors import DEVICE, assert_no_worse, factors, joined
 
 from gam_kernels import combine
 from gam_kernels.combine import reference

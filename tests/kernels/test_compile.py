@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
 import gam_kernels
 
 pytest.importorskip("triton")
 
-SCRIPT = Path(__file__).parents[1] / "compile_kernels.py"
+SCRIPT = ROOT / "tests" / "helpers" / "compile_kernels.py"
 # Shared memory of one program, in bytes: 8.6 and 8.9 run what is made for 8.0, with less.
 LIMITS = {80: 99 * 1024, 90: 227 * 1024}
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from factors_support import DEVICE, assert_no_worse
+from helpers.factors import DEVICE, assert_no_worse
 
 from gam_kernels.entries.matrix import Entries
 from gam_kernels.entries.op import entry_products, kth_magnitudes

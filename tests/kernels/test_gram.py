@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from factors_support import assert_no_worse, factors, joined
+from helpers.factors import assert_no_worse, factors, joined
 
 from gam_kernels import gram
 from gam_kernels.gram import reference

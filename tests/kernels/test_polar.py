@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from factors_support import DEVICE
+from helpers.factors import DEVICE
 
 from gam_kernels import orthogonality, polar
 from gam_kernels.polar import iteration, reference

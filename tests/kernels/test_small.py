@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from helpers.updates import factors
 from threadpoolctl import threadpool_info
-from updates_support import factors
 
 from gam_kernels import combine, combine_gram, gram, orthonormalize, orthonormalize_gram, polar
 from gam_kernels.combine import reference as combine_reference

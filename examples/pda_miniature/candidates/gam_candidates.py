@@ -1,6 +1,6 @@
 """Candidate merges of GAM's family: aligned without cross terms, coverage, a size of their own.
 
-All work on the matrices of the updates in the core space (see `gam.strategies.core`): with P_i
+All work on the matrices of the updates in the core space (see `gam.algebra.core_space`): with P_i
 and R_i the projectors onto the column and row space of dW_i there,
 
 - `try_fit` is the least-squares update: the smallest X with ``sum_i ||P_i X R_i - dW_i||^2``
@@ -19,11 +19,11 @@ from collections.abc import Sequence
 
 import torch
 
+from gam.algebra.core_space import core_space, inverse_root, spectrum
+from gam.algebra.updates import Product, Update
 from gam.strategies import Param, Strategy
-from gam.strategies.core import core_space, inverse_root, spectrum
 from gam.strategies.gam import gam
 from gam.strategies.tsv import tsv
-from gam.updates import Product, Update
 
 _SIZE = Param("size", "float", 1.0, "Norm over the mean norm of the adapters.", minimum=0)
 _RIDGE = Param("ridge", "float", 0.1, "Weight of the norm of the result.", minimum=0)

@@ -1,0 +1,1 @@
+"""The mathematics of updates; knows no file, no place and no command."""

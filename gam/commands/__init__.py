@@ -1,0 +1,1 @@
+"""The command lines. They parse and print; what they do is `gam.api`."""

@@ -1,0 +1,1 @@
+"""Adapter formats: from bytes to adapters and back."""

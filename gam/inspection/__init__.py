@@ -1,0 +1,1 @@
+"""How adapters relate before they are merged: figures, advice, a picture."""

@@ -1,0 +1,1 @@
+"""Options of a merge in a file, written by hand or recorded by a merge."""

@@ -1,0 +1,1 @@
+"""What a merge did: the types, the record `gam_merge.json`, the model card."""
