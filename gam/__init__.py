@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gam.errors import AdapterError, GamError, OptionError, OutputError, PluginError
+from gam.version import __version__
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter, LowRank
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from gam.inspection.types import Inspection
     from gam.load import load_adapter
     from gam.merging.execute import merge_adapters
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
@@ -26,6 +25,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "PluginError",
+    "__version__",
     "inspect_adapters",
     "load_adapter",
     "merge_adapters",

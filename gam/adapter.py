@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +14,28 @@ if TYPE_CHECKING:
     import os
     from pathlib import Path
 
+    from gam.report.types import MergeReport
+
 PREFIX = "base_model.model."
 """What PEFT puts before a module's path in the names of an adapter's tensors."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the matrices of an update lie in the tensors that a format writes.
+
+    Two updates of one module can be merged only where their layouts are equal.
+
+    Attributes:
+        name: What a format knows it by; "matrix" needs no restoring.
+        shape: Numbers that restoring needs, such as those of a kernel.
+    """
+
+    name: str = "matrix"
+    shape: tuple[int, ...] = ()
+
+
+MATRIX = Layout()
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +48,13 @@ class LowRank:
         lora_a: [r, in] float tensor, any float dtype; may be a view of a file on disk.
         lora_b: [out, r] float tensor.
         scale: The LoRA scaling: alpha / r, or alpha / sqrt(r) under rsLoRA.
+        layout: How the two lie in a file.
     """
 
     lora_a: torch.Tensor
     lora_b: torch.Tensor
     scale: float = 1.0
+    layout: Layout = MATRIX
 
     @property
     def rank(self) -> int:
@@ -59,7 +81,7 @@ class LowRank:
             return self
         dtype = torch.promote_types(self.lora_b.dtype, torch.float32)
         scaled = (self.lora_b.to(dtype) * self.scale).to(self.lora_b.dtype)
-        return LowRank(self.lora_a, scaled)
+        return replace(self, lora_b=scaled, scale=1.0)
 
     def __repr__(self) -> str:
         """Shapes and dtype; never the values."""
@@ -90,6 +112,48 @@ class Source:
     commit: str | None = None
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a format says of an adapter that decides what it may be merged with.
+
+    Attributes:
+        base: Name of the base model; None where nothing states it.
+        revision: Of the base model.
+        task: What the adapter is for, such as "CAUSAL_LM".
+        transposed: Whether the base stores its weights as [in, out] (fan_in_fan_out).
+    """
+
+    base: str | None = None
+    revision: str | None = None
+    task: str | None = None
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Description:
+    """What records say of an adapter that goes into something; None where it is not known.
+
+    Attributes:
+        name: Its label.
+        source: Where it is from; a name on the Hub has its commit in it.
+        sha256: Of the weights file.
+        config_sha256: Of its config.
+        commit: On the Hub.
+        base_model: Name of the base model.
+        modules: How many.
+        ranks: Those that occur, sorted.
+    """
+
+    name: str
+    source: str | None
+    sha256: str | None
+    config_sha256: str | None
+    commit: str | None
+    base_model: str | None
+    modules: int
+    ranks: Sequence[int]
+
+
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """A LoRA adapter in memory; merging adapters gives another one.
@@ -99,39 +163,35 @@ class Adapter:
     Attributes:
         modules: Module path in the base model (such as
             ``model.layers.0.self_attn.q_proj``) to its update.
-        config: The keys of ``adapter_config.json``.
+        config: The keys of ``adapter_config.json``, which only its format reads.
         name: Short label, unique in a merge; used in reports and by ``reference=``.
         source: The file it was read from; None for an adapter made in memory.
         report: What the merge did; None for an adapter that was read.
         inputs: What a merged adapter was made from.
+        facts: What its format says of it.
     """
 
     modules: Mapping[str, LowRank]
     config: Mapping[str, Any] = field(default_factory=dict)
     name: str = "adapter"
     source: Source | None = None
-    report: Any = None
+    report: MergeReport | None = None
     inputs: Sequence[Source] = ()
+    facts: Facts = Facts()
 
-    def describe(self) -> dict[str, Any]:
-        """Return what records say of an adapter that goes into something.
-
-        Returns:
-            name, source (a name on the Hub has its commit in it), sha256, config_sha256,
-            commit (on the Hub), base_model, modules (how many) and ranks (those that occur,
-            sorted). What is not known is None.
-        """
+    def describe(self) -> Description:
+        """Return what records say of it."""
         source = self.source
-        return {
-            "name": self.name,
-            "source": source and source.name,
-            "sha256": source and source.sha256,
-            "config_sha256": source and source.config_sha256,
-            "commit": source and source.commit,
-            "base_model": self.config.get("base_model_name_or_path"),
-            "modules": len(self.modules),
-            "ranks": sorted({module.rank for module in self.modules.values()}),
-        }
+        return Description(
+            name=self.name,
+            source=None if source is None else source.name,
+            sha256=None if source is None else source.sha256,
+            config_sha256=None if source is None else source.config_sha256,
+            commit=None if source is None else source.commit,
+            base_model=self.facts.base,
+            modules=len(self.modules),
+            ranks=sorted({module.rank for module in self.modules.values()}),
+        )
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the tensors as PEFT names them, for a config with alpha = r everywhere.
@@ -212,7 +272,7 @@ class Adapter:
         ranks = sorted({update.rank for update in updates}) or [0]
         span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]}-{ranks[-1]}"
         dtype = _dtype_name(*(t.dtype for u in updates for t in (u.lora_a, u.lora_b)))
-        base = self.config.get("base_model_name_or_path")
+        base = self.facts.base
         suffix = f", base {base!r}" if base else ""
         return f"Adapter({self.name!r}, {len(self.modules)} modules, {span}, {dtype}{suffix})"
 

@@ -21,6 +21,7 @@ from gam.adapter import Adapter, Source
 from gam.errors import GamError, OutputError
 from gam.files import CARD_NAME, DTYPES, OWN_FILES, REPORT_NAME, WEIGHTS_NAME, one_line
 from gam.formats.peft_config import CONFIG_NAME, output_config
+from gam.version import NUMERICS, __version__
 
 _LONGEST_NAME = 255  # bytes, in every usual file system
 
@@ -127,10 +128,9 @@ def _documents(adapter: Adapter, folder: Path) -> dict[str, str]:
     config = output_config(ranks, [adapter.config])
     documents = {CONFIG_NAME: json.dumps(config, indent=2, sort_keys=True) + "\n"}
     if adapter.report is not None:
-        from gam import __version__
         from gam.report.card import model_card
 
-        record = {"gam_merge": __version__, **_plain(adapter.report)}
+        record = {"gam_merge": __version__, "numerics": NUMERICS, **_plain(adapter.report)}
         known = {(source.name, source.sha256): source for source in adapter.inputs}
         for entry in record["inputs"]:
             source = known.get((entry["source"], entry["sha256"]))

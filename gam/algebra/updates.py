@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from gam_kernels import combine, combine_gram, gram, orthonormalize, orthonormalize_gram
+from gam_kernels import combine, gram, orthonormalize, orthonormalize_gram
 
 
 class InexactError(ArithmeticError):
@@ -44,35 +44,20 @@ class Side:
         dtype: Working precision: float64, or float32 where that is enough.
         gauges: Blocks [m, p_i, q_i] float64 on the diagonal of `gauge`; each adapter's columns
             of ``X @ gauge`` are orthonormal.
-        known: [m, q, q] float64, the Gram matrix of ``X @ gauge``, or what is known of it.
+        gram: [m, q, q] float64, the Gram matrix of ``X @ gauge``.
         backend: Of the operations of `gam_kernels` on all this.
-        centre: Place of the one adapter whose overlaps with the others are known, those among
-            the others being zero in ``known``; None where all are known.
     """
 
     factors: Sequence[Sequence[torch.Tensor]]
     dtype: torch.dtype
     gauges: Sequence[torch.Tensor]
-    known: torch.Tensor
+    gram: torch.Tensor
     backend: str = "auto"
-    centre: int | None = None
 
     @cached_property
     def gauge(self) -> torch.Tensor:
         """What makes X the bases, [m, p, q] float64."""
         return block_diagonal(self.gauges)
-
-    @cached_property
-    def gram(self) -> torch.Tensor:
-        """The Gram matrix of ``X @ gauge``, [m, q, q] float64."""
-        if self.centre is None:
-            return self.known
-        return self.gauge.mT @ gram(self.factors, self.dtype, backend=self.backend) @ self.gauge
-
-    @property
-    def _complete(self) -> bool:
-        """Whether `gram` costs nothing more."""
-        return self.centre is None or "gram" in vars(self)
 
     def form(
         self, coefficients: torch.Tensor | None, dtype: torch.dtype = torch.float64
@@ -84,8 +69,7 @@ class Side:
     def columns(self, coefficients: torch.Tensor) -> tuple[Side, torch.Tensor]:
         """Return ``X @ gauge @ coefficients`` as a side of its own.
 
-        That takes one overlap with each adapter. Where those of the adapters with each other are
-        known the columns are not formed: all is on small matrices.
+        The columns are not formed: all is on small matrices.
 
         Args:
             coefficients: [m, q, n] float64.
@@ -94,14 +78,6 @@ class Side:
             The side, and the inner products of its columns with those of this, [m, n, q].
         """
         raw = self._raw(coefficients)
-        if not self._complete:
-            columns, own, raw_crossed = combine_gram(
-                self.factors, raw, self.dtype, backend=self.backend
-            )
-            identity = torch.eye(raw.shape[-1], dtype=raw.dtype, device=raw.device)
-            parts = [[column] for column in columns]
-            formed = Side(parts, self.dtype, [identity.expand_as(own)], own, self.backend)
-            return formed, raw_crossed @ self.gauge
         crossed = self.gram @ coefficients
         own = coefficients.mT @ crossed
         return Side(self.factors, self.dtype, [raw], own, self.backend), crossed.mT
@@ -123,7 +99,7 @@ class Basis:
     Attributes:
         side: Where it lies among the bases of the other adapters.
         index: Its place in ``side.factors``.
-        span: Its columns in ``side.gram`` and ``side.known``.
+        span: Its columns in ``side.gram``.
         gauge: [m, r, rho] float64.
         coordinates: [m, rho, c] float64, the adapter's own factor (B, or A^T) in this basis;
             without columns that add nothing to the update. Unlike everything else here it
@@ -138,8 +114,7 @@ class Basis:
 
     def overlap(self, other: Basis) -> torch.Tensor:
         """Return ``self^T other``, [m, rho, rho_other]: cosines between the two bases."""
-        known = self.side.centre in (None, self.index, other.index)
-        return (self.side.known if known else self.side.gram)[:, self.span, other.span]
+        return self.side.gram[:, self.span, other.span]
 
     def dense(self, module: int) -> torch.Tensor:
         """Return the basis itself in one module, [width, rho] float64."""
@@ -248,7 +223,6 @@ def from_factors(
     scales: torch.Tensor,
     dtype: torch.dtype = torch.float64,
     backend: str = "auto",
-    centre: int | None = None,
 ) -> tuple[list[Update], list[int]]:
     """Return the updates of a batch of modules, as far as Gram matrices are safe.
 
@@ -259,8 +233,6 @@ def from_factors(
         scales: [m, n] float64, the LoRA scaling of each.
         dtype: Working precision, float64 or float32.
         backend: See `gam_kernels.resolve`.
-        centre: Place of the adapter whose overlaps with the others will be asked for, and no
-            others; those are then found only if they are asked for after all.
 
     Returns:
         The updates of the modules for which they are safe, empty if there are none; and the
@@ -268,8 +240,7 @@ def from_factors(
     """
     sides = [lora_b, [[factor.mT for factor in module] for module in lora_a]]
     ranks = [factor.shape[1] for factor in lora_b[0]]
-    pairs = centre if centre is None else [(i, j) for i in range(len(ranks)) for j in (i, centre)]
-    grams = [gram(factors, dtype, pairs=pairs, backend=backend) for factors in sides]
+    grams = [gram(factors, dtype, backend=backend) for factors in sides]
     spans = _spans(ranks)
     blocks = [[orthonormalize_gram(matrix[:, span, span]) for span in spans] for matrix in grams]
     # The lengths that the columns have when each b_j a_j is shared out evenly: a column far
@@ -300,7 +271,7 @@ def from_factors(
             [[block[safe] for block in side] for side in pair] for pair in (gauges, coordinates)
         )
     found = gauges, coordinates, cores, grams
-    return _assemble(names, ranks, sides, dtype, *found, backend, centre), careful
+    return _assemble(names, ranks, sides, dtype, *found, backend), careful
 
 
 def from_module(
@@ -384,7 +355,6 @@ def _assemble(
     cores: Sequence[torch.Tensor],
     grams: Sequence[torch.Tensor],
     backend: str,
-    centre: int | None = None,
 ) -> list[Update]:
     raw_spans = _spans([gauge.shape[-2] for gauge in gauges[0]])
     spans = _spans([core.shape[-1] for core in cores])
@@ -392,16 +362,14 @@ def _assemble(
     for modules, blocks, raw in zip(factors, gauges, grams, strict=True):
         known = raw.new_zeros(len(raw), *2 * (spans[-1].stop,))
         known.diagonal(dim1=-2, dim2=-1).fill_(1.0)
-        for one in range(len(names)) if centre is None else [centre]:
-            # Each pair once: with those before, but the centre with all.
-            rows = slice(raw_spans[one].start if centre is None else None)
-            half = raw[:, rows, raw_spans[one]] @ blocks[one]
-            for two in range(one if centre is None else len(names)):
-                if one != two:
-                    overlap = blocks[two].mT @ half[:, raw_spans[two]]
-                    known[:, spans[two], spans[one]] = overlap
-                    known[:, spans[one], spans[two]] = overlap.mT
-        sides.append(Side(modules, dtype, blocks, known, backend, centre))
+        for one in range(len(names)):
+            # Each pair once: with those before.
+            half = raw[:, : raw_spans[one].start, raw_spans[one]] @ blocks[one]
+            for two in range(one):
+                overlap = blocks[two].mT @ half[:, raw_spans[two]]
+                known[:, spans[two], spans[one]] = overlap
+                known[:, spans[one], spans[two]] = overlap.mT
+        sides.append(Side(modules, dtype, blocks, known, backend))
     return [
         Update(
             name,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gam import __version__
 from gam.commands.terminal import Command, Option, settle_client, shown, span, table
 from gam.inspection.types import mean
+from gam.version import __version__
 
 if TYPE_CHECKING:
     from gam.inspection.types import Group, Inspection, PairGeometry

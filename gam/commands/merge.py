@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gam import __version__
 from gam.commands.terminal import (
     Command,
     Option,
@@ -29,6 +28,7 @@ from gam.commands.terminal import (
 )
 from gam.errors import OptionError, PluginError
 from gam.strategies import STRATEGIES, Param, get, names, parameters
+from gam.version import __version__
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter
@@ -335,6 +335,7 @@ def main(
         merged = execute(plan, lambda done, _: bar.update(done - bar.pos))
     assert output is not None
     folder = merged.save(output, overwrite=overwrite)
+    assert merged.report is not None
     for warning in merged.report.warnings:
         click.echo(f"Warning: {shown(warning)}", err=True)
     if not (as_json or quiet):
@@ -376,6 +377,7 @@ def _parameters(
 
 def _result_text(merged: Adapter, output: str) -> Iterator[str]:
     report = merged.report
+    assert report is not None
     ranks = [module.rank for module in merged.modules.values()]
     size = (Path(output) / "adapter_model.safetensors").stat().st_size
     yield (
@@ -385,11 +387,11 @@ def _result_text(merged: Adapter, output: str) -> Iterator[str]:
     yield ""
     rows = [
         (
-            shown(entry["name"]),
-            _weight(entry["weight"]),
-            str(entry["modules"]),
-            span(entry["ranks"]),
-            number(report.cosines[entry["name"]]),
+            shown(entry.name),
+            _weight(entry.weight),
+            str(entry.modules),
+            span(entry.ranks),
+            number(report.cosines[entry.name]),
         )
         for entry in report.inputs
     ]
@@ -475,7 +477,7 @@ def _plan_record(plan: Plan, output: str | None) -> dict[str, Any]:
         "dtype": _dtype(plan),
         "output_bytes": plan.output_bytes,
         "inputs": [
-            {**adapter.describe(), "weight": weight}
+            {**asdict(adapter.describe()), "weight": weight}
             for adapter, weight in zip(plan.adapters, plan.applied, strict=True)
         ],
         "modules": [

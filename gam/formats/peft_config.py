@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+from gam.adapter import Facts
 from gam.errors import AdapterError
 
 CONFIG_NAME = "adapter_config.json"
@@ -209,6 +210,16 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
         for pattern, value in (config.get(key) or {}).items():
             _compile(pattern, key, where)
             _check_type(where, f"{key}[{pattern!r}]", value, valid, expected)
+
+
+def facts_of(config: Mapping[str, Any]) -> Facts:
+    """Return what a config says that decides what an adapter may be merged with."""
+    return Facts(
+        base=config.get("base_model_name_or_path") or None,
+        revision=config.get("revision") or None,
+        task=config.get("task_type") or None,
+        transposed=bool(config.get("fan_in_fan_out")),
+    )
 
 
 def resolve_scaling(config: Mapping[str, Any], module: str, rank: int, where: str) -> float:

@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from gam.adapter import PREFIX, Adapter, LowRank, Source
 from gam.errors import AdapterError, OptionError
 from gam.files import DTYPES, PICKLE_NAME, WEIGHTS_NAME, one_line
-from gam.formats.peft_config import CONFIG_NAME, check_config, resolve_scaling
+from gam.formats.peft_config import CONFIG_NAME, check_config, facts_of, resolve_scaling
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 _SUFFIXES = (".safetensors", *_PICKLE_SUFFIXES)
@@ -119,7 +120,9 @@ def read_adapter(
             config_sha256=None if config is None else _sha256(config_path),
             alpha=alpha if scalings.used_given_alpha else None,
         )
-    return Adapter(modules, scalings.config, default_name(path) if name is None else name, source)
+    label = default_name(path) if name is None else name
+    facts = facts_of(scalings.config)
+    return Adapter(modules, scalings.config, label, source, facts=facts)
 
 
 def check_modules(modules: Mapping[str, LowRank], where: str) -> dict[str, LowRank]:
@@ -141,7 +144,9 @@ def check_modules(modules: Mapping[str, LowRank], where: str) -> dict[str, LowRa
     for name, update in modules.items():
         label = f"adapter {where!r}, module {name!r}"
         _check_shapes(update.lora_a, update.lora_b, label)
-        checked[name] = LowRank(update.lora_a.detach(), update.lora_b.detach(), update.scale)
+        checked[name] = replace(
+            update, lora_a=update.lora_a.detach(), lora_b=update.lora_b.detach()
+        )
         _check_values(checked[name], label)
     return checked
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gam import __version__
 from gam.errors import OptionError, OutputError
 from gam.files import OWN_FILES, REPORT_NAME, WEIGHTS_NAME
 from gam.formats.peft_config import CONFIG_NAME
 from gam.hub.faults import ask
 from gam.hub.names import is_repo_name
+from gam.version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -153,7 +153,7 @@ def push_adapter(adapter: Adapter, target: Target) -> Pushed:
         )
     check_target(target)
     inputs = [
-        entry if entry.get("commit") or not entry["source"] else {**entry, "source": _last(entry)}
+        entry if entry.commit or not entry.source else replace(entry, source=_last(entry.source))
         for entry in adapter.report.inputs
     ]
     report = replace(adapter.report, inputs=inputs)
@@ -164,8 +164,8 @@ def push_adapter(adapter: Adapter, target: Target) -> Pushed:
         return ask(_what(target), partial(_push, _files(path), target), OutputError, hint)
 
 
-def _last(entry: Mapping[str, Any]) -> str:
-    return PurePath(entry["source"]).name
+def _last(source: str) -> str:
+    return PurePath(source).name
 
 
 def push_folder(folder: str | os.PathLike[str], target: Target) -> Pushed:

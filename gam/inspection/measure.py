@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -270,7 +270,7 @@ def _summarize(plan: Plan, modules: Sequence[ModuleGeometry]) -> Inspection:
 def _adapter(adapter: Adapter, modules: Sequence[ModuleGeometry]) -> dict[str, Any]:
     own = [m.updates[adapter.name] for m in modules if adapter.name in m.updates]
     return {
-        **adapter.describe(),
+        **asdict(adapter.describe()),
         "zero": sum(update.norm == 0 for update in own),
         "norm": math.hypot(*(update.norm for update in own)),
         "effective_rank": mean(update.effective_rank for update in own),

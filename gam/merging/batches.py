@@ -43,7 +43,6 @@ def resolve(
     modules: Sequence[PlannedModule],
     *,
     fast: bool,
-    centre: int | None = None,
 ) -> list[tuple[Sequence[PlannedModule], _T]]:
     """Pass the updates of a batch on, each module in the cheapest precision that serves.
 
@@ -54,7 +53,6 @@ def resolve(
             the modules that the error names.
         modules: One of the `batches` of the plan.
         fast: Take half-precision factors in float32 where they are well conditioned.
-        centre: As for `from_factors`.
 
     Returns:
         What ``use`` was called with and what it returned, for every module once.
@@ -65,7 +63,6 @@ def resolve(
         names,
         [[moved(adapters[name].modules[m.name], plan.device) for name in names] for m in modules],
         plan.backend,
-        centre,
     )
     done: list[tuple[Sequence[PlannedModule], _T]] = []
 
@@ -101,13 +98,11 @@ class _Batch:
         names: Labels of the adapters.
         rows: For each module, the updates of the adapters.
         backend: Of the operations on them.
-        centre: As for `from_factors`.
     """
 
     names: Sequence[str]
     rows: Sequence[Sequence[LowRank]]
     backend: str
-    centre: int | None
 
     def is_half(self) -> bool:
         """Tell whether all factors are of half precision."""
@@ -121,7 +116,7 @@ class _Batch:
         rows = [self.rows[index] for index in indices]
         b, a = ([[getattr(u, key) for u in row] for row in rows] for key in ("lora_b", "lora_a"))
         scales = self._scales(rows)
-        return from_factors(self.names, b, a, scales, dtype, self.backend, self.centre)
+        return from_factors(self.names, b, a, scales, dtype, self.backend)
 
     def careful_updates(self, index: int) -> list[Update]:
         """Return what `from_module` does, of one module."""

@@ -22,7 +22,7 @@ from gam.algebra.calibrate import pico
 from gam.algebra.factorize import Spectrum, choose_rank, decompose
 from gam.algebra.updates import Product, Rows, Side, Update
 from gam.errors import AdapterError, PluginError
-from gam.formats.peft_config import output_config
+from gam.formats.peft_config import facts_of, output_config
 from gam.load import input_files
 from gam.merging.batches import batches, resolve
 from gam.merging.devices import moved, natural_device, wait, working_on
@@ -30,6 +30,7 @@ from gam.merging.plan import Given, Plan, PlannedModule, plan_merge
 from gam.merging.threads import run, scratch
 from gam.recipes.recipe import Recipe, read_recipe
 from gam.report.types import (
+    InputReport,
     MergeReport,
     ModuleReport,
     Tally,
@@ -42,10 +43,6 @@ from gam_kernels import gram
 from gam_kernels.sketch import Matrix, Streamed, low_rank
 
 _CANCELLED = 1e-9
-# From so many adapters, with so many columns, overlaps of the merge with each cost less than
-# those of each with each.
-_MANY = 6
-_WIDE = 192
 # The energy of factors in float32 is known to this.
 _ROUNDING = 1e-6
 
@@ -147,6 +144,7 @@ def execute(plan: Plan, progress: Callable[[int, int], None] | None = None) -> A
         name=plan.strategy.name,
         report=report,
         inputs=[source for source in sources if source is not None],
+        facts=facts_of(config),
     )
 
 
@@ -156,25 +154,11 @@ def _merge_batch(
     """Merge a batch on the plan's device, and leave the merged factors at home."""
     with working_on(plan.device):
         fast = plan.dtype != torch.float32
-        done = resolve(
-            plan,
-            partial(_merge_modules, plan),
-            modules,
-            fast=fast,
-            centre=_centre(plan, modules[0]),
-        )
+        done = resolve(plan, partial(_merge_modules, plan), modules, fast=fast)
         return [
             (some, ([moved(factors, home) for factors in merged[0]], *merged[1:]))
             for some, merged in done
         ]
-
-
-def _centre(plan: Plan, module: PlannedModule) -> int | None:
-    """Return the adapter whose overlaps are enough, where a pass more costs less than all."""
-    few = len(module.ranks) < _MANY or sum(module.ranks.values()) < _WIDE
-    if few or plan.device.type != "cpu" or plan.options["calibrate"] != "none":
-        return None
-    return module.settings.strategy.find_centre(module.ranks, module.settings.params)
 
 
 def _merge_modules(
@@ -450,7 +434,7 @@ def _report(
     used = [module.settings.strategy for module in plan.modules]
     total = Tally.total(list(tallies.values()), names)
     inputs = [
-        {**adapter.describe(), "weight": weight}
+        InputReport(**vars(adapter.describe()), weight=weight)
         for adapter, weight in zip(plan.adapters, plan.applied, strict=True)
     ]
     report = MergeReport(

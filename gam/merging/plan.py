@@ -15,7 +15,7 @@ from gam import strategies
 from gam.adapter import Adapter
 from gam.algebra.calibrate import CALIBRATIONS
 from gam.errors import AdapterError, OptionError
-from gam.formats.peft_config import CONFIG_NAME
+from gam.formats.peft_config import CONFIG_NAME, facts_of
 from gam.formats.read import check_modules, read_config
 from gam.hub.download import HubAdapter
 from gam.hub.names import HubName, Place
@@ -287,7 +287,8 @@ def _known_configs(
 
 def _open(alpha: float | None, allow_pickle: bool, adapter: _Found, label: str) -> Adapter:
     if isinstance(adapter, Adapter):
-        return replace(adapter, name=label, modules=check_modules(adapter.modules, label))
+        modules = check_modules(adapter.modules, label)
+        return replace(adapter, name=label, modules=modules, facts=facts_of(adapter.config))
     return open_adapter(adapter, label, alpha=alpha, allow_pickle=allow_pickle)
 
 

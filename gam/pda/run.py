@@ -320,6 +320,7 @@ class Run:
 
             def build(folder: Path, chosen: Row = chosen) -> None:
                 merged = merge_adapters([*map(str, adapters)], **options, **chosen)
+                assert merged.report is not None
                 merged.save(folder / "adapter", overwrite=True)
                 write_json(folder / "norm.json", merged.report.norm_ratio)
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gam import __version__, strategies
+from gam import strategies
 from gam.errors import AdapterError, OptionError, PluginError
 from gam.files import REPORT_NAME
 from gam.hub.names import HubName, parse_name
 from gam.merging.plan import Given, Plan, check_label, plan_merge
 from gam.merging.rules import MODULE_OPTIONS
 from gam.recipes.document import parse
+from gam.version import __version__
 
 _Adapters = Sequence[Given] | Mapping[str, Given]
 _Path = tuple[str, ...]

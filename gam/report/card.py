@@ -6,17 +6,17 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from gam import __version__
 from gam.hub.names import HubName, hub_name
+from gam.version import __version__
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter
-    from gam.report.types import MergeReport, ModuleReport
+    from gam.report.types import InputReport, MergeReport, ModuleReport
 
 _N = TypeVar("_N", int, float)
 
@@ -54,7 +54,8 @@ def model_card(adapter: Adapter) -> str:
     Returns:
         The text of ``README.md``.
     """
-    report: MergeReport = adapter.report
+    report = adapter.report
+    assert report is not None
     base = adapter.config.get("base_model_name_or_path")
     sections = [
         _front_matter(report, base),
@@ -111,8 +112,8 @@ def _yaml(text: str) -> str:
     return text if bare else json.dumps(text)
 
 
-def _hub_name(entry: Mapping[str, Any]) -> HubName | None:
-    return hub_name(f"hf://{entry['source']}") if entry.get("commit") else None
+def _hub_name(entry: InputReport) -> HubName | None:
+    return hub_name(f"hf://{entry.source}") if entry.commit else None
 
 
 def _model(base: Any) -> str:
@@ -123,12 +124,12 @@ def _model(base: Any) -> str:
 def _inputs_table(report: MergeReport) -> str:
     rows = [
         (
-            _code(entry["name"]),
-            "varies" if entry["weight"] is None else f"{entry['weight']:.4g}",
-            str(entry["modules"]),
-            ", ".join(str(rank) for rank in entry["ranks"]),
+            _code(entry.name),
+            "varies" if entry.weight is None else f"{entry.weight:.4g}",
+            str(entry.modules),
+            ", ".join(str(rank) for rank in entry.ranks),
             _origin(entry),
-            _number(report.cosines.get(entry["name"], math.nan)),
+            _number(report.cosines.get(entry.name, math.nan)),
         )
         for entry in report.inputs
     ]
@@ -136,14 +137,14 @@ def _inputs_table(report: MergeReport) -> str:
     return _table([head, ("---", *["---:"] * 3, "---", "---:"), *rows])
 
 
-def _origin(entry: Mapping[str, Any]) -> str:
+def _origin(entry: InputReport) -> str:
     name = _hub_name(entry)
-    if name is not None:
-        parts = [_HUB, name.repo, "tree", entry["commit"], quote(name.folder)]
+    if name is not None and entry.commit is not None:
+        parts = [_HUB, name.repo, "tree", entry.commit, quote(name.folder)]
         page = "/".join(filter(None, parts))
         text = name.repo + (f":{name.folder}" if name.folder else "")
-        return f"[{_code(text)}]({page}) at {_code(entry['commit'][:12])}"
-    return f"SHA-256 {_code(entry['sha256'][:12])}" if entry["sha256"] else "in memory"
+        return f"[{_code(text)}]({page}) at {_code(entry.commit[:12])}"
+    return f"SHA-256 {_code(entry.sha256[:12])}" if entry.sha256 else "in memory"
 
 
 def _method(report: MergeReport) -> str:
@@ -153,7 +154,7 @@ def _method(report: MergeReport) -> str:
     again = "To make it again, give the same adapters in order"
     if _refined(report):
         again = "Single modules have options of their own. To make it again, from this folder"
-    elif all(entry.get("commit") for entry in report.inputs):
+    elif all(entry.commit for entry in report.inputs):
         again = "To make it again"
     recipe = " (the recipe is also in `gam_merge.json`, for `--config`)"
     return f"Method `{report.method}`{package}{paper}. {again}{recipe}:"
@@ -200,13 +201,14 @@ def _command(report: MergeReport) -> str:
     return shlex.join(words)
 
 
-def _argument(entry: Mapping[str, Any]) -> str:
-    source = entry["source"] or entry["name"]
-    return _plain(source if entry.get("commit") else PurePath(source).name)
+def _argument(entry: InputReport) -> str:
+    source = entry.source or entry.name
+    return _plain(source if entry.commit else PurePath(source).name)
 
 
 def _numbers(adapter: Adapter) -> Iterator[str]:
-    report: MergeReport = adapter.report
+    report = adapter.report
+    assert report is not None
     ranks = sorted({module.rank for module in adapter.modules.values()})
     span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     yield f"- {len(adapter.modules)} modules, rank {span}, {report.dtype}, scaling 1."

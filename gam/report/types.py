@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gam.adapter import Description
+
 # What the user is warned of.
 _LOW_ENERGY = 0.99
 _VANISHED = 0.05
@@ -50,6 +52,17 @@ class ModuleReport:
 
 
 @dataclass(frozen=True)
+class InputReport(Description):
+    """An adapter that was merged.
+
+    Attributes:
+        weight: As it was used; None where modules differ.
+    """
+
+    weight: float | None
+
+
+@dataclass(frozen=True)
 class MergeReport:
     """What a merge did.
 
@@ -57,8 +70,7 @@ class MergeReport:
         method: Name of the strategy.
         paper: Its paper.
         options: Every option and parameter in force, by the name of its flag.
-        inputs: One mapping per adapter: what `Adapter.describe` returns, and its weight (as
-            used; None where modules differ).
+        inputs: One per adapter.
         dtype: Output dtype, such as "bfloat16".
         modules: One report per module, sorted by name.
         skipped: Names of modules of the adapters that are not in the result.
@@ -74,7 +86,7 @@ class MergeReport:
     method: str
     paper: str
     options: Mapping[str, Any]
-    inputs: Sequence[Mapping[str, Any]]
+    inputs: Sequence[InputReport]
     dtype: str
     modules: Sequence[ModuleReport]
     norm_ratio: float

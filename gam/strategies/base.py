@@ -78,10 +78,6 @@ class Strategy:
         rank: Output rank where the user does not say; "sum" for methods whose result is of
             high rank.
         package: Distribution and version that brings it; empty for a method of gam's own.
-        centre: ``centre(ranks, **params) -> int | None``, or where it is, as above: the place of
-            the adapter whose overlaps with the others are all that the function will ask for,
-            None where it asks for more. ``ranks`` maps labels to ranks. Never needed: it
-            spares work where adapters are many.
     """
 
     name: str
@@ -92,16 +88,14 @@ class Strategy:
     normalize: bool = True
     rank: Literal["max", "sum"] = "max"
     package: str = ""
-    centre: Callable[..., int | None] | str | None = None
 
     def load(self) -> Callable[..., Any]:
         """Return the function, imported if need be."""
-        return _found(self.function)
-
-    def find_centre(self, ranks: Mapping[str, int], params: Mapping[str, Any]) -> int | None:
-        """Return what ``centre`` says, None where the method has none."""
-        place: int | None = None if self.centre is None else _found(self.centre)(ranks, **params)
-        return place
+        if not isinstance(self.function, str):
+            return self.function
+        module, _, name = self.function.partition(":")
+        found: Callable[..., Any] = getattr(import_module(module), name)
+        return found
 
     def check(self, values: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         """Return every parameter with a checked value, defaults filled in.
@@ -163,14 +157,6 @@ class Strategy:
             return int(value)  # a float holds no more than 53 bits
         except ValueError:  # as 1e3
             return int(number)
-
-
-def _found(function: Callable[..., Any] | str) -> Callable[..., Any]:
-    if not isinstance(function, str):
-        return function
-    module, _, name = function.partition(":")
-    found: Callable[..., Any] = getattr(import_module(module), name)
-    return found
 
 
 def _adapter(value: Any, names: Sequence[str], where: str, choices: tuple[str, ...]) -> str:

@@ -50,7 +50,6 @@ BUILT_IN = (
     Strategy(
         name="gam",
         function="gam.strategies.gam:gam",
-        centre="gam.strategies.gam:centre",
         summary="Align the singular subspaces by rotations, then average bases and cores.",
         paper="Preference Delta Aggregation with LoRA Merging, arXiv 2606.00357",
         params=(

@@ -113,15 +113,6 @@ def gam(
     return sized(product, updates, weights) if match_norm else product
 
 
-def centre(
-    ranks: Mapping[str, int], *, reference: str | None, retract: bool, match_norm: bool
-) -> int | None:
-    """Return the place of the reference where no other overlaps are needed, else None."""
-    if reference == "consensus" or retract or match_norm:
-        return None
-    return _choose(ranks, reference)
-
-
 def _choose(ranks: Mapping[str, int], reference: str | None) -> int:
     if reference is None or reference not in ranks:
         reference = max(ranks, key=lambda name: ranks[name])  # the first of them

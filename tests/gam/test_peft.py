@@ -185,4 +185,4 @@ def test_the_report_gives_the_weights_as_applied(normalize, tmp_path):
         ]
     merged = merge_adapters(folders, method="linear", weights=[2, 3], normalize=normalize)
     expected = [0.4, 0.6] if normalize else [2, 3]
-    assert [entry["weight"] for entry in merged.report.inputs] == pytest.approx(expected)
+    assert [entry.weight for entry in merged.report.inputs] == pytest.approx(expected)

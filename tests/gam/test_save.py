@@ -35,7 +35,7 @@ from torch import nn
 from gam.adapter import Adapter, LowRank, Source
 from gam.errors import OutputError
 from gam.formats.read import read_adapter
-from gam.report.types import MergeReport, ModuleReport
+from gam.report.types import InputReport, MergeReport, ModuleReport
 from gam.save import check_output, write_adapter
 
 with quiet_peft():
@@ -210,16 +210,17 @@ def merged(**fields: Any) -> Adapter:
             "allow_base_mismatch": False,
         },
         inputs=[
-            {
-                "name": name,
-                "source": f"/nowhere/{name}",
-                "sha256": "0" * 64,
-                "config_sha256": None,
-                "base_model": "tiny/base",
-                "weight": 0.5,
-                "modules": 3,
-                "ranks": [4],
-            }
+            InputReport(
+                name=name,
+                source=f"/nowhere/{name}",
+                sha256="0" * 64,
+                config_sha256=None,
+                commit=None,
+                base_model="tiny/base",
+                weight=0.5,
+                modules=3,
+                ranks=[4],
+            )
             for name in "ab"
         ],
         dtype="float32",

@@ -12,7 +12,6 @@ from helpers.adapters import make_adapter
 from helpers.paths import ROOT
 from helpers.updates import dense, factors, formed
 
-import gam
 from gam import load_adapter
 from gam.adapter import Adapter, LowRank
 from gam.algebra.updates import from_factors
@@ -20,7 +19,6 @@ from gam.errors import AdapterError, OptionError, OutputError
 from gam.merging.execute import execute, merge_adapters
 from gam.merging.plan import plan_merge
 from gam.strategies.gam import gam as gam_method
-from gam_kernels import combine_gram, gram
 
 SHAPES = {"layers.0.q": (24, 20), "layers.0.v": (12, 20), "layers.1.q": (24, 20)}
 EXAMPLES = sorted((ROOT / "examples" / "adapters").iterdir())
@@ -80,64 +78,17 @@ def many(**options):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_gam_of_many_equals_the_oracle_without_the_overlaps_among_them(dtype, monkeypatch):
+def test_gam_of_many_equals_the_oracle(dtype):
     shapes = {"layers.0.q": (240, 200), "layers.0.v": (120, 200)}
     adapters = many(modules=shapes, dtype=dtype)
     weights = [0.3, -0.2, 0.1, 0.2, 0.4, 0.1, 0.3, 0.2]
-    monkeypatch.setattr(gam.merging.execute, "_WIDE", 0)
-    passes = []
-
-    def watched(factors, *arguments, pairs=None, **options):
-        passes.append(("gram", len(factors[0]), pairs and len(set(pairs))))
-        return gram(factors, *arguments, pairs=pairs, **options)
-
-    def formed(factors, *arguments, **options):
-        passes.append(("combine_gram", len(factors[0])))
-        return combine_gram(factors, *arguments, **options)
-
-    for module in (gam.merging.execute, gam.algebra.updates):  # where it is called
-        monkeypatch.setattr(module, "gram", watched)
-    monkeypatch.setattr(gam.algebra.updates, "combine_gram", formed)
     merged = merge_adapters(adapters, method="gam", weights=weights, reference=3)
-    assert set(passes) == {("gram", 8, 15), ("combine_gram", 8)}
     order = [3, 0, 1, 2, 4, 5, 6, 7]
     for module in shapes:
         expected = deltas([adapters[index] for index in order], module)
         expected = oracle.gam(expected, [weights[index] for index in order])
         error = oracle.relative_error(result(merged, module), expected)
         assert error < (2e-6 if dtype == torch.float32 else 4e-3)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"weights": [1, 0, 2, -1, 0.5, 1, 1, 1]},
-        {"reference": "adapter-5"},
-        {"retract": True},
-        {"match_norm": True},
-        {"reference": "consensus"},
-        {"calibrate": "pico"},
-        {"rank": "energy=0.9"},
-        {"modules": {"*.q": {"method": "linear"}}},
-    ],
-    ids=str,
-)
-def test_many_adapters_give_what_few_would(options, monkeypatch):
-    adapters = [
-        adapter(f"adapter-{seed}", seed, ranks=rank)
-        for seed, rank in enumerate([2, 4, 3, 4, 1, 4, 2, 4])
-    ]
-    adapters[2].modules.pop("layers.1.q")
-    monkeypatch.setattr(gam.merging.execute, "_WIDE", 0)
-    merged = merge_adapters(adapters, method="gam", **options)
-    monkeypatch.setattr(gam.merging.execute, "_MANY", 99)
-    expected = merge_adapters(adapters, method="gam", **options)
-    for module in SHAPES:
-        assert oracle.relative_error(result(merged, module), result(expected, module)) < 1e-6
-    for one, two in zip(merged.report.modules, expected.report.modules, strict=True):
-        assert one.cosines == pytest.approx(two.cosines, abs=1e-6)
-        assert one.norm == pytest.approx(two.norm, rel=1e-6)
 
 
 @pytest.mark.parametrize("weights", [[0.5, 0.3, -0.2], [3.0, 1.0, 0.0]], ids=str)
@@ -222,7 +173,7 @@ def test_weight_and_zero_give_the_weighted_first(method, normalize):
     for module in SHAPES:
         expected = factor * deltas(adapters, module)[0]
         assert oracle.relative_error(result(merged, module), expected) < 1e-6
-    assert [entry["name"] for entry in merged.report.inputs] == ["a"]
+    assert [entry.name for entry in merged.report.inputs] == ["a"]
 
 
 @pytest.mark.parametrize("method", ["gam", "linear"])
@@ -523,7 +474,7 @@ def test_labels_never_collide():
     names = ["a", "a", "a#1", "a#2", "b"]
     adapters = [adapter(name, seed) for seed, name in enumerate(names)]
     merged = merge_adapters(adapters, method="linear")
-    labels = [entry["name"] for entry in merged.report.inputs]
+    labels = [entry.name for entry in merged.report.inputs]
     assert len(set(labels)) == 5
     expected = oracle.linear(deltas(adapters, "layers.0.q"), [0.2] * 5, 4)
     assert oracle.relative_error(result(merged, "layers.0.q"), expected) < 1e-6

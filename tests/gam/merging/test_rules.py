@@ -299,7 +299,7 @@ def test_the_report_has_what_differs_and_only_that():
         "*.q": {"method": "ties", "weights": {"b": 1}},
         "head": {"rank": "energy=0.5", "reference": "b"},
     }
-    assert [entry["weight"] for entry in merged.report.inputs] == [None, None]
+    assert [entry.weight for entry in merged.report.inputs] == [None, None]
 
 
 @pytest.mark.parametrize("method", STRATEGIES)
@@ -362,7 +362,7 @@ def test_recorded_options_are_a_fixed_point(own, modules):
 def test_adapters_may_be_given_by_label():
     adapters = three()
     merged = merge_adapters(dict(zip("xyz", adapters, strict=True)), reference="z")
-    assert [entry["name"] for entry in merged.report.inputs] == ["x", "y", "z"]
+    assert [entry.name for entry in merged.report.inputs] == ["x", "y", "z"]
     assert merged.report.options["reference"] == "z"
 
 

@@ -50,7 +50,7 @@ def threads(count: int) -> Iterator[None]:
 
 def without_places(merged: Adapter) -> MergeReport:
     """The report, but for where the inputs are."""
-    inputs = [{**entry, "source": None} for entry in merged.report.inputs]
+    inputs = [replace(entry, source=None) for entry in merged.report.inputs]
     return replace(merged.report, inputs=inputs)
 
 
@@ -157,7 +157,7 @@ def test_given_adapters_take_the_places_of_the_recorded_ones(tmp_path: Path) -> 
     again = merge_adapters(["moved/z", "moved/b"], config="out", output="again")
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert files(Path("again"))[name] == expected[name]
-    assert [entry["name"] for entry in again.report.inputs] == ["a", "b"]
+    assert [entry.name for entry in again.report.inputs] == ["a", "b"]
     assert_refused(
         lambda: merge_adapters(["moved/b"], config="out"),
         OptionError,
@@ -430,12 +430,12 @@ def test_labels_in_a_recipe_name_the_adapters(tmp_path: Path) -> None:
     make_three(tmp_path / "in")
     path = recipe("adapters: {x: in/a, 'y': in/b}\nweights: {y: 3, x: 1}\nreference: y\n")
     merged = merge_adapters(config=path)
-    weights = [(entry["name"], entry["weight"]) for entry in merged.report.inputs]
+    weights = [(entry.name, entry.weight) for entry in merged.report.inputs]
     assert weights == [("x", 0.25), ("y", 0.75)]
     assert merged.report.options["reference"] == "y"
     other = merge_adapters(["in/c", "in/b"], config=path)
-    assert [entry["source"] for entry in other.report.inputs] == ["in/c", "in/b"]
-    assert [entry["name"] for entry in other.report.inputs] == ["x", "y"]
+    assert [entry.source for entry in other.report.inputs] == ["in/c", "in/b"]
+    assert [entry.name for entry in other.report.inputs] == ["x", "y"]
 
 
 def test_null_means_not_given(tmp_path: Path) -> None:

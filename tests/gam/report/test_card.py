@@ -35,7 +35,8 @@ def from_hub(merged: Adapter, base: str | None, repos: Sequence[str]) -> Adapter
     hub = [{"source": f"{repo}@{COMMIT}:x y", "commit": COMMIT} for repo in repos]
     kept = [{} for _ in merged.report.inputs[len(repos) :]]
     inputs = [
-        {**entry, **new} for entry, new in zip(merged.report.inputs, [*hub, *kept], strict=True)
+        dataclasses.replace(entry, **new)
+        for entry, new in zip(merged.report.inputs, [*hub, *kept], strict=True)
     ]
     report = dataclasses.replace(merged.report, inputs=inputs)
     return dataclasses.replace(merged, config={"base_model_name_or_path": base}, report=report)
@@ -166,7 +167,7 @@ def test_defaults_are_those_of_the_python_function() -> None:
 @pytest.mark.parametrize("name", ["a|b", "a`b", "a\nb", "\udcff", "\x1b[31m"])
 def test_odd_names_break_neither_the_table_nor_the_encoding(name: str) -> None:
     merged = merge_adapters(PATHS[:1])
-    inputs = [{**merged.report.inputs[0], "name": name}]
+    inputs = [dataclasses.replace(merged.report.inputs[0], name=name)]
     report = dataclasses.replace(merged.report, inputs=inputs)
     text = card.model_card(dataclasses.replace(merged, report=report))
     text.encode()
