@@ -13,7 +13,6 @@ from functools import partial
 import torch
 
 from gam.algebra.updates import Rows, Update
-from gam_kernels import resolve
 from gam_kernels.entries.blocks import Blocks
 from gam_kernels.entries.matrix import Entries
 from gam_kernels.entries.op import kth_magnitudes
@@ -148,9 +147,8 @@ def merge_entries(
 
     # No kernel ranks the entries of a row.
     ranked = isinstance(rule, Coin) and rule.epsilon > 0
-    by_kernel = not ranked and resolve(left.backend, updates[0].core) == "triton"
     merge = Merge(votes, [math.prod(shape)] * modules, rule, mean)
-    return Rows(merge.rows, modules, shape, merge.matrix if by_kernel else None)
+    return Rows(merge.rows, modules, shape, None if ranked else merge.matrix)
 
 
 def draw_of(rule: Band | Coin, update: Update, module: int) -> Draw | None:

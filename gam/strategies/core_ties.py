@@ -1,8 +1,24 @@
-"""TIES and DARE in the core space of the adapters."""
+"""TIES and DARE in the core space of the adapters.
+
+The reference bases are the left singular vectors U of all B next to each other and the right ones
+V of all A on top of each other; the core of an adapter is ``U^T dW_i V``. The merge is the update
+whose core is the elected mean of these, entry by entry, of at most rank ``sum r_i``: `core_ties`
+trims the cores as `ties` does updates, `core_dare_ties` drops entries at random and divides the
+others by ``density`` (rows and columns count from the strongest direction).
+
+Adding cores up would be adding updates up, and methods that rotations do not disturb (`linear`,
+`tsv`, `iso_c`) give the same in the core space. TIES, which looks at single entries, does not: it
+sees the entries of the cores, in a basis that depends on how the updates are split into B and A,
+and not those of dW.
+
+Source: Panariello et al. 2025, arXiv:2509.17786, section 4 and algorithm 1; DARE: Yu et al. 2024,
+arXiv:2311.03099.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -11,59 +27,25 @@ from gam.algebra.entrywise import Band, Coin
 from gam.algebra.updates import Basis, Product, Update, block_diagonal
 
 
-def core_ties(updates: Sequence[Update], weights: Sequence[float], *, density: float) -> Product:
-    """Return the update whose core matrix is the TIES merge of the adapters' core matrices.
+def _method(rule: type[Band | Coin]) -> Callable[..., Product]:
+    """Return a method of the family; its parameters are those of the rule."""
 
-    The reference bases are the left singular vectors U of all B next to each other and the
-    right ones V of all A on top of each other; the core of an adapter is ``U^T dW_i V``.
-    Adding cores up would be adding updates up, and methods that rotations do not disturb
-    (`linear`, `tsv`, `iso_c`) give the same in the core space. TIES, which looks at single
-    entries, does not: it sees the entries of the cores, in a basis that depends on how the
-    updates are split into B and A, and not those of dW.
+    def merge(updates: Sequence[Update], weights: Sequence[float], **params: Any) -> Product:
+        return _merged(updates, weights, rule(**params))
 
-    Args:
-        updates: One per adapter, batched over m modules.
-        weights: One per update; they vote as in `ties`. Only their ratios matter.
-        density: Share of the entries of each core that is kept.
-
-    Returns:
-        An update of at most rank ``sum r_i``.
-
-    Raises:
-        InexactError: The precision is float32, and some directions are nearly shared.
-
-    Source: Panariello et al. 2025, arXiv:2509.17786, section 4 and algorithm 1.
-    """
-    return _merged(updates, weights, Band(density))
+    return merge
 
 
-def core_dare_ties(
-    updates: Sequence[Update], weights: Sequence[float], *, density: float, seed: int
-) -> Product:
-    """Return what `core_ties` does, entries of the cores dropped at random and not trimmed.
-
-    Each is dropped with the probability ``1 - density``, and else divided by ``density``; then
-    signs are elected, as in `dare_ties`.
-
-    Args:
-        updates: One per adapter, batched over m modules, with the names of their modules.
-        weights: One per update; they vote as in `ties`. Only their ratios matter.
-        density: Mean share of the entries of each core that stays; at 0 the merge is zero.
-        seed: Of the draw; see `Coin` for what it depends on besides. Rows and columns count
-            from the strongest direction.
-
-    Returns:
-        As `core_ties`.
-
-    Raises:
-        InexactError: As `core_ties`.
-
-    Source: as `core_ties`, and Yu et al. 2024, arXiv:2311.03099.
-    """
-    return _merged(updates, weights, Coin(density, seed))
+core_ties = _method(Band)
+core_dare_ties = _method(Coin)
 
 
 def _merged(updates: Sequence[Update], weights: Sequence[float], rule: Band | Coin) -> Product:
+    """Return the update whose core is the elected mean of the cores.
+
+    Raises:
+        InexactError: The precision is float32, and some directions are nearly shared.
+    """
     core = core_space(updates)
     left, right = (
         torch.linalg.svd(frame @ block_diagonal([_own(basis) for basis in bases])).U

@@ -117,7 +117,7 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
             ("torch", "safetensors", "gam_kernels", "gam.adapter", "gam.merging.plan"),
         ),
         (
-            "gam.strategies.ties",
+            "gam.strategies.entries",
             (
                 "safetensors",
                 "gam.adapter",
