@@ -27,7 +27,7 @@ from gam.load import input_files
 from gam.merging.batches import batches, resolve
 from gam.merging.devices import moved, natural_device, wait, working_on
 from gam.merging.plan import Given, Plan, PlannedModule, plan_merge
-from gam.merging.threads import run, scratch
+from gam.merging.threads import run
 from gam.recipes.recipe import Recipe, read_recipe
 from gam.report.types import (
     InputReport,
@@ -39,8 +39,8 @@ from gam.report.types import (
 )
 from gam.save import check_output
 from gam.signature import with_options_of
-from gam_kernels import gram
-from gam_kernels.sketch import Matrix, Streamed, low_rank
+from gam_kernels import cross_gram, gram
+from gam_kernels.lowrank import Matrix, Streamed, low_rank
 
 _CANCELLED = 1e-9
 # The energy of factors in float32 is known to this.
@@ -263,11 +263,8 @@ def _placed(
 
 def _inner_products(one: Side, other: Side) -> torch.Tensor:
     """Return the inner products of the columns of two sides, [m, q, q']."""
-    both = [[*mine, *others] for mine, others in zip(one.factors, other.factors, strict=True)]
-    count, width = len(one.factors[0]), one.gauge.shape[-2]
-    pairs = [(i, j) for i in range(count) for j in range(count, len(both[0]))]
-    raw = gram(both, other.dtype, pairs=pairs, backend=other.backend)
-    return one.gauge.mT @ raw[:, :width, width:] @ other.gauge
+    raw = cross_gram(one.factors, other.factors, other.dtype, backend=other.backend)
+    return one.gauge.mT @ raw @ other.gauge
 
 
 def _restored(
@@ -296,7 +293,7 @@ def _approximate(
         # dW^T U: what each update does on this side, the strong directions longer.
         start = [v @ u.core[index].mT for u, v in zip(updates, bases[1], strict=True)]
         if result.matrix is None:
-            matrix = Streamed(partial(result.rows, index), result.shape, storage=scratch)
+            matrix = Streamed(partial(result.rows, index), result.shape, reuse=True)
         else:
             matrix = result.matrix(index)
         left, right = _factors(matrix, module, torch.cat(start, dim=-1))

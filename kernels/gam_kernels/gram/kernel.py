@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from gam_kernels._columns import find_columns
-from gam_kernels.kernel import TYPES, load_columns, load_rows
+from gam_kernels._triton import TYPES, load_columns, load_rows
 
 _BLOCK_ROWS = 64  # of one sum in the working precision
 _TILE = 64  # most columns of a tile: its float64 sums fill half of the registers
