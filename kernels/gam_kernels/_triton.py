@@ -1,4 +1,4 @@
-"""What the kernels share: loading tiles of matrices, and of columns anywhere in memory."""
+"""What the kernels share: tiles of matrices, and of columns that lie anywhere in memory."""
 
 from __future__ import annotations
 
@@ -63,4 +63,14 @@ def load_tile(matrix_ptr, rows, columns, height, width):
         matrix_ptr + rows[:, None] * width + columns[None, :],
         mask=(rows < height)[:, None] & (columns < width)[None, :],
         other=0.0,
+    )
+
+
+@triton.jit
+def store_tile(matrix_ptr, rows, columns, height, width, tile):
+    """Store what lies inside a contiguous matrix of a tile at rows [R] and columns [C]."""
+    tl.store(
+        matrix_ptr + rows[:, None] * width + columns[None, :],
+        tile,
+        mask=(rows < height)[:, None] & (columns < width)[None, :],
     )

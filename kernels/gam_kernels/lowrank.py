@@ -109,16 +109,9 @@ def low_rank(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Approximate a matrix M by ``left @ right^T`` of a given rank.
 
-    Subspace iteration with Rayleigh-Ritz, a half-step at a time: from an orthonormal X the
-    product Y = M X, whose leading singular vectors are those of M X X^T; from them Q, and
-    from Q the product M^T Q likewise. Every half-step keeps more of the energy of M. The
-    gains fall from one to the next by a rate that itself grows towards one; with its square
-    root in place of those to come, what is left to gain is below the last gain times
-    sqrt(rate) / (1 - sqrt(rate)). It ends when that is at most ``tolerance`` of the energy
-    kept, or when the last two half-steps together gained no more than that.
-
-    The first X is the leading ``rank + oversample / 2`` directions of ``start`` and random ones
-    besides, always the same.
+    Subspace iteration with Rayleigh-Ritz, a half-step at a time, that ends when little is left
+    to gain (see ``tolerance``). It begins from the leading ``rank + oversample / 2`` directions
+    of ``start`` and random ones besides, always the same.
 
     Args:
         matrix: M [d, k].
@@ -126,7 +119,7 @@ def low_rank(
         start: [k, s] directions, independent or not, that the leading right singular vectors
             are expected near; the longer one is, the more it matters. Not modified.
         iterations: The most that are done, of two half-steps each, at least 1.
-        tolerance: See above; 0 does all iterations.
+        tolerance: The share of the energy kept that may be left to gain; 0 does all iterations.
         oversample: Directions carried besides the ``rank`` that are asked for.
 
     Returns:
@@ -167,7 +160,14 @@ def low_rank(
 def _iterate(
     matrix: Matrix, directions: torch.Tensor, rank: int, steps: int, tolerance: float
 ) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    """Take half-steps from ``directions`` [k, width] until there is nothing left to gain.
+    """Take half-steps from ``directions`` [k, width] until too little is left to gain.
+
+    From an orthonormal X comes the product Y = M X, whose leading singular vectors are those of
+    M X X^T; from them Q, and from Q the product M^T Q likewise. Every half-step keeps more of the
+    energy of M. The gains fall from one to the next by a rate that itself grows towards one; with
+    its square root in place of those to come, what is left to gain is below the last gain times
+    sqrt(rate) / (1 - sqrt(rate)). It ends when that is at most ``tolerance`` of the energy kept,
+    or when the last two half-steps together gained no more than that.
 
     Returns:
         The leading ``rank`` columns of the last product and of the basis that it is of, turned

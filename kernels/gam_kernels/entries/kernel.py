@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from gam_kernels._triton import TYPES, load_tile
+from gam_kernels._triton import TYPES, load_tile, store_tile
 from gam_kernels.entries.vote import Draw, Vote, marks
 
 _TILE = 64  # rows and columns
@@ -153,11 +153,7 @@ def _products_kernel(
         product = tl.dot(tile, thin, product, input_precision="ieee", out_dtype=WORK)
         wide = tile.to(tl.float64)
         squares += tl.sum(wide * wide, axis=1)
-    tl.store(
-        out_ptr + own[:, None] * c + thin_columns[None, :],
-        product,
-        mask=(own < height)[:, None] & (thin_columns < c)[None, :],
-    )
+    store_tile(out_ptr, own, thin_columns, height, c, product)
     tl.store(squares_ptr + strip, tl.sum(squares), mask=block == 0)
 
 

@@ -44,7 +44,9 @@ def gram(
         from gam_kernels.gram.kernel import launch_gram
 
         return launch_gram(factors, dtype)
-    return (cpu if like.device.type == "cpu" else reference).gram(factors, dtype)
+    if like.device.type == "cpu":
+        return cpu.gram(factors, dtype)
+    return reference.gram(factors, dtype)
 
 
 def cross_gram(
