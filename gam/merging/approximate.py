@@ -10,9 +10,8 @@ import torch
 from gam.algebra.products import Placed
 from gam.algebra.updates import Rows, Side, Update
 from gam.merging.plan import PlannedModule
-from gam.merging.threads import scratch
 from gam_kernels import gram, resolve
-from gam_kernels.sketch import Matrix, Streamed, low_rank
+from gam_kernels.lowrank import Matrix, Streamed, low_rank
 
 # The energy of factors in float32 is known to this.
 _ROUNDING = 1e-6
@@ -44,7 +43,7 @@ def approximate(
         if result.matrix is not None and by_kernel:
             matrix = result.matrix(index)
         else:
-            matrix = Streamed(partial(result.rows, index), result.shape, storage=scratch)
+            matrix = Streamed(partial(result.rows, index), result.shape, reuse=True)
         left, right = _factors(matrix, module, torch.cat(start, dim=-1))
         lefts.append(left)
         rights.append(right)

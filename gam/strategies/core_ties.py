@@ -17,27 +17,13 @@ arXiv:2311.03099.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from gam.algebra.core_space import core_space, elected
-from gam.algebra.entrywise import Band, Coin
+from gam.algebra.entrywise import Band, Coin, method
 from gam.algebra.updates import Basis, Product, Update, block_diagonal
-
-
-def _method(rule: type[Band | Coin]) -> Callable[..., Product]:
-    """Return a method of the family; its parameters are those of the rule."""
-
-    def merge(updates: Sequence[Update], weights: Sequence[float], **params: Any) -> Product:
-        return _merged(updates, weights, rule(**params))
-
-    return merge
-
-
-core_ties = _method(Band)
-core_dare_ties = _method(Coin)
 
 
 def _merged(updates: Sequence[Update], weights: Sequence[float], rule: Band | Coin) -> Product:
@@ -62,3 +48,7 @@ def _merged(updates: Sequence[Update], weights: Sequence[float], rule: Band | Co
 def _own(basis: Basis) -> torch.Tensor:
     assert basis.coordinates is not None
     return basis.coordinates
+
+
+core_ties = method(_merged, Band)
+core_dare_ties = method(_merged, Coin)

@@ -33,34 +33,38 @@ would leave 0 to 1. What a draw depends on is in `gam.algebra.entrywise.Coin`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
-from gam.algebra.entrywise import Band, Coin, merge_entries
+from gam.algebra.entrywise import Band, Coin, merge_entries, method
 from gam.algebra.updates import Rows, Update
 
 
-def _method(rule: type[Band | Coin], *, elect: bool) -> Callable[..., Rows]:
-    """Return a method of the family; its parameters are those of the rule."""
-
-    def merge(
-        updates: Sequence[Update],
-        weights: Sequence[float],
-        *,
-        dtype: torch.dtype = torch.float32,
-        **params: Any,
-    ) -> Rows:
-        return merge_entries(updates, weights, rule(**params), mean=elect, dtype=dtype)
-
-    return merge
+def _add_up(
+    updates: Sequence[Update],
+    weights: Sequence[float],
+    rule: Band | Coin,
+    dtype: torch.dtype = torch.float32,
+) -> Rows:
+    """Return the sum of the entries that the rule keeps."""
+    return merge_entries(updates, weights, rule, mean=False, dtype=dtype)
 
 
-ties = _method(Band, elect=True)
-magnitude_prune = _method(Band, elect=False)
-breadcrumbs = _method(Band, elect=False)
-dare_linear = _method(Coin, elect=False)
-dare_ties = _method(Coin, elect=True)
-della_linear = _method(Coin, elect=False)
-della = _method(Coin, elect=True)
+def _elect(
+    updates: Sequence[Update],
+    weights: Sequence[float],
+    rule: Band | Coin,
+    dtype: torch.dtype = torch.float32,
+) -> Rows:
+    """Return the mean of those entries that the rule keeps and that agree with their sum."""
+    return merge_entries(updates, weights, rule, mean=True, dtype=dtype)
+
+
+ties = method(_elect, Band)
+magnitude_prune = method(_add_up, Band)
+breadcrumbs = method(_add_up, Band)
+dare_linear = method(_add_up, Coin)
+dare_ties = method(_elect, Coin)
+della_linear = method(_add_up, Coin)
+della = method(_elect, Coin)

@@ -20,13 +20,13 @@ Source: Stoica et al. 2025, arXiv:2410.19735, section 4, and the authors' code; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from gam.algebra.core_space import core_space
-from gam.algebra.entrywise import Band, Coin, Merge, draw_of
+from gam.algebra.entrywise import Band, Coin, Merge, draw_of, method
 from gam.algebra.updates import InexactError, Product, Side, Update
 from gam_kernels import gram
 from gam_kernels.entries.vote import Vote
@@ -35,20 +35,6 @@ from gam_kernels.entries.vote import Vote
 _NOISE = 1e-7
 # Where the largest is smaller, the squares of such noise are nothing in float32.
 _SMALLEST = 1e-10
-
-
-def _method(rule: type[Band | Coin], *, elect: bool) -> Callable[..., Product]:
-    """Return a method of the family; its parameters are those of the rule."""
-
-    def merge(updates: Sequence[Update], weights: Sequence[float], **params: Any) -> Product:
-        return _knots(updates, weights, rule(**params), mean=elect)
-
-    return merge
-
-
-knots_ties = _method(Band, elect=True)
-knots_dare_ties = _method(Coin, elect=True)
-knots_dare = _method(Coin, elect=False)
 
 
 def _knots(
@@ -93,3 +79,8 @@ def _knots(
     identity = identity.expand_as(vectors)
     own = Side(factors, side.dtype, [identity], gram(factors, side.dtype))
     return Product(core.left @ vectors, identity, None, right_side=own)
+
+
+knots_ties = method(partial(_knots, mean=True), Band)
+knots_dare_ties = method(partial(_knots, mean=True), Coin)
+knots_dare = method(partial(_knots, mean=False), Coin)
