@@ -155,21 +155,20 @@ def merge_entries(
     return Rows(merge.rows, modules, shape, None if ranked else merge.matrix)
 
 
-def method(run: Callable[..., _Merge], rule: type[Band | Coin]) -> Callable[..., _Merge]:
-    """Return a method ``run(updates, weights, rule)`` whose keywords are the fields of the rule.
+def method(
+    run: Callable[..., _Merge], rule: type[Band | Coin], *names: str
+) -> Callable[..., _Merge]:
+    """Return a method ``run(updates, weights, rule)`` that takes some fields of the rule by name.
 
     Other keywords are for ``run``.
     """
-    own = list(inspect.signature(rule).parameters.values())
-    names = {param.name for param in own}
 
     def merge(updates: Sequence[Update], weights: Sequence[float], **params: Any) -> _Merge:
-        of_rule = {name: value for name, value in params.items() if name in names}
-        rest = {name: value for name, value in params.items() if name not in names}
-        return run(updates, weights, rule(**of_rule), **rest)
+        chosen = rule(**{name: params.pop(name) for name in names})
+        return run(updates, weights, chosen, **params)
 
     taken = list(inspect.signature(merge).parameters.values())[:2]
-    keywords = [param.replace(kind=param.KEYWORD_ONLY) for param in own]
+    keywords = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
     merge.__signature__ = inspect.Signature([*taken, *keywords])  # type: ignore[attr-defined]
     merge.__doc__ = run.__doc__
     return merge

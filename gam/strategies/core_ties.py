@@ -50,5 +50,5 @@ def _own(basis: Basis) -> torch.Tensor:
     return basis.coordinates
 
 
-core_ties = method(_merged, Band)
-core_dare_ties = method(_merged, Coin)
+core_ties = method(_merged, Band, "density")
+core_dare_ties = method(_merged, Coin, "density", "seed")

@@ -61,10 +61,10 @@ def _elect(
     return merge_entries(updates, weights, rule, mean=True, dtype=dtype)
 
 
-ties = method(_elect, Band)
-magnitude_prune = method(_add_up, Band)
-breadcrumbs = method(_add_up, Band)
-dare_linear = method(_add_up, Coin)
-dare_ties = method(_elect, Coin)
-della_linear = method(_add_up, Coin)
-della = method(_elect, Coin)
+ties = method(_elect, Band, "density")
+magnitude_prune = method(_add_up, Band, "density")
+breadcrumbs = method(_add_up, Band, "density", "gamma")
+dare_linear = method(_add_up, Coin, "density", "seed")
+dare_ties = method(_elect, Coin, "density", "seed")
+della_linear = method(_add_up, Coin, "density", "epsilon", "seed")
+della = method(_elect, Coin, "density", "epsilon", "seed")

@@ -81,6 +81,6 @@ def _knots(
     return Product(core.left @ vectors, identity, None, right_side=own)
 
 
-knots_ties = method(partial(_knots, mean=True), Band)
-knots_dare_ties = method(partial(_knots, mean=True), Coin)
-knots_dare = method(partial(_knots, mean=False), Coin)
+knots_ties = method(partial(_knots, mean=True), Band, "density")
+knots_dare_ties = method(partial(_knots, mean=True), Coin, "density", "seed")
+knots_dare = method(partial(_knots, mean=False), Coin, "density", "seed")
