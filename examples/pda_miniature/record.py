@@ -54,9 +54,11 @@ def check(folder: Path) -> Iterator[str]:
     from world import PRESETS, questions
 
     from gam import merge_adapters
-    from gam.pda.evaluate import adapted, estimate, score_answers
-    from gam.pda.generate import Generation, Local
+    from gam.pda.evaluate import score_answers
+    from gam.pda.models import Generation
+    from gam.pda.models.local import Local, adapted
     from gam.pda.prompts import load_prompts
+    from gam.pda.scores import estimate
 
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     recipe = report["recipe"]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gam.pda.records import Row, need
+from gam.pda.files import Row
+from gam.pda.libraries import need
 
 
 def run_harness(

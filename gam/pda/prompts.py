@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from gam.errors import OptionError
-from gam.pda.records import DataError, Row, digest, need, read_rows
+from gam.pda.files import DataError, Row, read_rows
+from gam.pda.libraries import need
+from gam.pda.provenance import digest
+from gam.pda.settings import check_settings, setting
 
 Text = str | tuple[dict[str, str], ...]
 """Plain text, or the messages of a chat."""
@@ -29,6 +32,20 @@ class Prompt:
     def __hash__(self) -> int:
         """Return a hash of the name."""
         return hash(self.id)
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How prompts are made of the rows of a file."""
+
+    column: str = setting("prompt", "Field of the prompt: text, or messages of a chat.")
+    chat: bool = setting(False, "Make a user's message of a text.")
+    system: str = setting("", "A system message for chats.")
+    limit: int = setting(0, "Only the first so many; 0 for all.", least=0)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_settings(self)
 
 
 def load_prompts(
@@ -56,7 +73,9 @@ def load_prompts(
             text = ({"role": "user", "content": text},)
         if system:
             if isinstance(text, str):
-                raise OptionError("a system message needs messages; add --chat.")
+                raise OptionError(
+                    f"{where}: got plain text, expected messages for the system message. Set chat."
+                )
             text = ({"role": "system", "content": system}, *text)
         name = str(row["id"]) if "id" in row else digest(text)[:16]
         if name in prompts:
@@ -67,6 +86,25 @@ def load_prompts(
     if not prompts:
         raise DataError(f"{source!r} holds no prompts.")
     return list(prompts.values())
+
+
+class PromptFiles:
+    """Prompts by their file, each file read once.
+
+    Args:
+        settings: Of all the prompts.
+    """
+
+    def __init__(self, settings: PromptSettings) -> None:
+        """Read nothing yet."""
+        self.settings = settings
+        self._known: dict[str, list[Prompt]] = {}
+
+    def load(self, source: str) -> list[Prompt]:
+        """Return the prompts of a file or data set; see `load_prompts`."""
+        if source not in self._known:
+            self._known[source] = load_prompts(source, **asdict(self.settings))
+        return self._known[source]
 
 
 def _text(value: object, where: str, column: str) -> Text:

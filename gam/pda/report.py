@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gam.pda.records import Row, write_json
+from gam.pda.files import Row, write_json
 
 
 def write_report(results: Row, folder: Path) -> None:

@@ -75,9 +75,11 @@ def score(
     from world import PRESETS, questions
 
     from gam import merge_adapters
-    from gam.pda.evaluate import adapted, estimate, score_answers
-    from gam.pda.generate import Generation, Local, load_model
+    from gam.pda.evaluate import score_answers
+    from gam.pda.models import Generation
+    from gam.pda.models.local import Local, adapted, load_model
     from gam.pda.prompts import load_prompts
+    from gam.pda.scores import estimate
 
     report = json.loads((world / "report.json").read_text("utf-8"))
     recipe = report["recipe"]

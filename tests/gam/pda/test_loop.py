@@ -16,8 +16,9 @@ from helpers.pda import read_lines, sums, write_lines, write_model
 
 import gam
 from gam.errors import GamError, OptionError
-from gam.pda.cli import main
-from gam.pda.run import Run, read_recipe
+from gam.pda.commands import main
+from gam.pda.loop import Run
+from gam.pda.recipe import read_run_recipe
 
 RECIPE: Mapping[str, Any] = {
     "student": "student",
@@ -142,11 +143,13 @@ def test_the_report_is_written(first: dict[str, Any], world: Path) -> None:
 
 def test_nothing_is_done_twice_and_what_changed_is(first: dict[str, Any], world: Path) -> None:
     said: list[str] = []
-    again = Run(read_recipe(write_recipe(world)), world / "run", said.append).results()
+    again = Run(read_run_recipe(write_recipe(world)), world / "run", said.append).results()
     assert said == []
     assert again["rows"] == first["rows"]
     merges = {"average": {"method": "linear", "rank": "sum", "scale": 2}}
-    changed = read_recipe(write_recipe(world, merges=merges, lora_seeds=["shared"], controls=[]))
+    changed = read_run_recipe(
+        write_recipe(world, merges=merges, lora_seeds=["shared"], controls=[])
+    )
     results = Run(changed, world / "run", said.append).results()
     assert {line.partition(":")[0] for line in said} == {"merges", "scores"}
     assert rows(results, "delta", "shared") == rows(first, "delta", "shared")
@@ -193,7 +196,7 @@ def test_a_wrong_recipe_is_named(
     recipe = write_recipe(world, **{"controls": [], **changes})
 
     def go() -> None:
-        Run(read_recipe(recipe), world / "run", lambda _: None).results()
+        Run(read_run_recipe(recipe), world / "run", lambda _: None).results()
 
     with pytest.raises(GamError) as caught:
         go()

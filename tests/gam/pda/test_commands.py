@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from helpers.pda import read_lines, sums, write_lines, write_model
 
-from gam.pda.cli import main
+from gam.pda.commands import main
 
 
 @pytest.fixture(scope="module")
