@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gam.errors import OptionError
+from gam.pda.checks import check_chats, check_folder, check_models
 from gam.pda.files import DataError, Row, write_json, write_rows
-from gam.pda.models import Generation, Model, open_model
-from gam.pda.models.local import Local, adapted
-from gam.pda.prompts import Prompt
-from gam.pda.scores import difference, estimate, exact_match, extract, token_f1
+from gam.pda.libraries import need
+from gam.pda.models import Generation, Model, is_server, open_model
+from gam.pda.models.local import LIBRARIES, Local, adapted
+from gam.pda.prompts import Prompt, truths_of
+from gam.pda.scores import difference, estimate, exact_match, extract, extractor_pattern, token_f1
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter
+
+CONFIG_NAME = "adapter_config.json"
 
 
 def score_answers(
@@ -80,9 +84,8 @@ def score_adapters(
         A row for the model and for each adapter: ``name``, ``exact``, ``f1``, ``over_first`` (the
         difference in exact match), each a mean and a standard error.
     """
+    _check(model, adapters, questions, extractor, output)
     opened = open_model(model, dtype)
-    if adapters and not isinstance(opened, Local):
-        raise OptionError(f"a server cannot take adapters, got {len(adapters)} for {model!r}.")
     scored: list[list[Row]] = []
     results: list[Row] = []
     for adapter in (None, *adapters):
@@ -109,12 +112,25 @@ def score_adapters(
     return results
 
 
-def truths_of(question: Prompt) -> list[str]:
-    """Return the right answers of a question; a `DataError` where there is none."""
-    truth = question.row.get("answer")
-    truths = [truth] if isinstance(truth, str | int | float) else truth
-    if not isinstance(truths, list) or not truths:
-        raise DataError(
-            f"question {question.id!r}: 'answer': got {truth!r}, expected a text or a list of texts."
-        )
-    return [str(text) for text in truths]
+def _check(
+    model: str,
+    adapters: Sequence[str | Path | Adapter],
+    questions: Sequence[Prompt],
+    extractor: str,
+    output: Path | None,
+) -> None:
+    """Check what an evaluation needs, before a model is loaded: libraries first."""
+    if adapters and is_server(model):
+        raise OptionError(f"a server cannot take adapters, got {len(adapters)} for {model!r}.")
+    if not is_server(model):
+        need(*LIBRARIES, *(["peft"] if adapters else []))
+        check_chats([questions])
+    extractor_pattern(extractor)
+    for question in questions:
+        truths_of(question)
+    check_models({"model": model})
+    for adapter in adapters:
+        if isinstance(adapter, str | Path) and not (Path(adapter) / CONFIG_NAME).is_file():
+            raise DataError(f"the folder {str(adapter)!r} holds no adapter: no {CONFIG_NAME}.")
+    if output is not None:
+        check_folder(output)

@@ -8,13 +8,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from gam.pda.checks import check_run
 from gam.pda.evaluate import score_answers
 from gam.pda.files import Row, read_json, read_rows, write_json, write_rows
 from gam.pda.libraries import library_versions
 from gam.pda.models import open_model
 from gam.pda.models.local import Local, adapted
 from gam.pda.pairs import make_pairs
+from gam.pda.preflight import check_run
 from gam.pda.prompts import PromptFiles, PromptSettings
 from gam.pda.provenance import content_digest, digest
 from gam.pda.recipe import RunRecipe, merge_choices

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gam.pda.checks import check_models
 from gam.pda.files import DataError, Row, write_json, write_rows
 from gam.pda.journal import Journal
 from gam.pda.libraries import library_versions
@@ -64,6 +65,7 @@ def make_pairs(
         "dtype": dtype,
         "prompts": digest([[prompt.id, prompt.text] for prompt in prompts]),
     }
+    check_models(models)
     claim(output, record)
     answers = _both_answers(prompts, models, output, settings, dtype, progress)
     rows, drops = _pair(
@@ -76,17 +78,23 @@ def make_pairs(
         **record,
         "keep": keep,
         "versions": library_versions(),
-        "summary": {
-            "prompts": len(prompts),
-            "pairs": len(rows),
-            "dropped": drops,
-            "agreement": drops["identical"] / len(prompts),
-            **{role: _lengths([*answers[role].values()]) for role in models},
-        },
+        "summary": _summary(len(prompts), len(rows), drops, answers),
         "sha256": content_digest(output / "pairs.jsonl"),
     }
     write_json(output / "pairs.json", summary)
     return summary
+
+
+def _summary(
+    prompts: int, pairs: int, drops: Mapping[str, int], answers: Mapping[str, dict[str, Row]]
+) -> Row:
+    return {
+        "prompts": prompts,
+        "pairs": pairs,
+        "dropped": drops,
+        "agreement": drops["identical"] / prompts,
+        **{role: _lengths([*rows.values()]) for role, rows in answers.items()},
+    }
 
 
 def _both_answers(

@@ -74,7 +74,8 @@ def load_prompts(
         if system:
             if isinstance(text, str):
                 raise OptionError(
-                    f"{where}: got plain text, expected messages for the system message. Set chat."
+                    f"{where}: got plain text, expected messages beside the system message. "
+                    "Pass --chat, or set chat: true in a recipe."
                 )
             text = ({"role": "system", "content": system}, *text)
         name = str(row["id"]) if "id" in row else digest(text)[:16]
@@ -86,6 +87,18 @@ def load_prompts(
     if not prompts:
         raise DataError(f"{source!r} holds no prompts.")
     return list(prompts.values())
+
+
+def truths_of(question: Prompt) -> list[str]:
+    """Return the right answers of a question; a `DataError` where there is none."""
+    truth = question.row.get("answer")
+    truths = [truth] if isinstance(truth, str | int | float) else truth
+    if not isinstance(truths, list) or not truths:
+        raise DataError(
+            f"question {question.id!r}: 'answer': got {truth!r}, expected "
+            "a text or a list of texts."
+        )
+    return [str(text) for text in truths]
 
 
 class PromptFiles:

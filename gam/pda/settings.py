@@ -73,7 +73,7 @@ def settings_from(kind: type[Settings], values: Any, where: str) -> Settings:
 def _is_number(value: object, whole: bool) -> bool:
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         return False
-    return math.isfinite(value)  # type: ignore[arg-type]
+    return math.isfinite(value)
 
 
 def _is_texts(value: object) -> bool:

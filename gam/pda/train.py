@@ -117,16 +117,7 @@ def train_adapter(
         claim(checkpoints, inputs)
         resume = any(checkpoints.glob("checkpoint-*")) or None
         found = trainer.train(resume_from_checkpoint=resume)
-    record = {
-        **inputs,
-        "pairs_used": len(rows),
-        "processes": trainer.args.world_size,
-        "precision": "bf16" if trainer.args.bf16 else "fp32",
-        "steps": trainer.state.global_step,
-        "seconds": round(found.metrics["train_runtime"], 2),
-        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
-        "versions": library_versions(),
-    }
+    record = {**inputs, "pairs_used": len(rows), **_history(trainer, found)}
     _save(trainer, record, output)
     return record
 
@@ -268,6 +259,17 @@ def _reporter(progress: Progress) -> Any:
             progress("step", state.global_step, state.max_steps)
 
     return Reporter()
+
+
+def _history(trainer: Any, found: Any) -> Row:
+    return {
+        "processes": trainer.args.world_size,
+        "precision": "bf16" if trainer.args.bf16 else "fp32",
+        "steps": trainer.state.global_step,
+        "seconds": round(found.metrics["train_runtime"], 2),
+        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "versions": library_versions(),
+    }
 
 
 def _save(trainer: Any, record: Row, output: Path) -> None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from gam.adapter import Adapter
 
 
+LIBRARIES = ("torch", "transformers", "tokenizers")
+
+
 @contextmanager
 def old_names() -> Iterator[None]:
     """Let TRL and PEFT use the names that transformers 5 has renamed, without a warning."""

@@ -85,7 +85,7 @@ def test_questions_need_answers(tmp_path: Path) -> None:
     assert_refused(
         lambda: score_adapters(model, [], questions, Generation(max_new_tokens=2)),
         DataError,
-        "'answer' is None",
+        "'answer': got None",
     )
 
 
