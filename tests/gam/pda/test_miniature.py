@@ -93,7 +93,7 @@ def test_the_readme_shows_the_record() -> None:
         encoding="utf-8",
     ).stdout
     assert printed.startswith("Mean over ")
-    assert printed.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert printed.strip() in (MINIATURE / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_misconception_is_never_right(world_module: ModuleType) -> None:
