@@ -33,7 +33,7 @@ def check_models(models: Mapping[str, str]) -> None:
         if Path(source).is_dir():
             if not (Path(source) / "config.json").is_file():
                 raise DataError(f"{role}: the folder {source!r} holds no model: no config.json.")
-        elif Path(source).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@.+)?", source):
+        elif Path(source).exists() or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(@.+)?", source):
             raise DataError(f"{role}: got {source!r}, expected the folder of a model, or its name.")
         else:
             find_config(source, role)

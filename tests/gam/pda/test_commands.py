@@ -83,3 +83,11 @@ def test_json_is_one_object(folder: Path) -> None:
     assert code == 0, err
     (row,) = json.loads(out)
     assert row["questions"] == 5
+
+
+@pytest.mark.parametrize("command", ["", "pairs", "train", "evaluate", "harness", "run"])
+def test_both_flags_of_the_help(command: str, folder: Path) -> None:
+    short, long = (run(folder, *command.split(), flag) for flag in ("-h", "--help"))
+    assert short == long
+    assert short[0] == 0
+    assert "-h, --help" in short[1]
