@@ -235,6 +235,10 @@ def evaluate(
     ]
     for line in table(head, rows):
         click.echo(line)
+    click.echo(
+        f"\n±: standard error over the {scores[0]['questions']} questions. Over the first: exact "
+        "match minus\nthat of the first row, question by question."
+    )
 
 
 @main.command(cls=Command)
@@ -271,7 +275,7 @@ def harness(model: str, tasks: Sequence[str], as_json: bool, **options: Any) -> 
 
 @main.command(cls=Command)
 @click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-o", "--output", type=Path, help='Folder of the run [default: "run" beside RECIPE].')
+@_option("-o", "--output", type=Path, help='Folder of the run [default: "run" beside RECIPE].')
 @_JSON
 def run(recipe: Path, output: Path | None, as_json: bool) -> None:
     """Do everything in RECIPE (YAML) that is not done yet, and report.
@@ -282,7 +286,7 @@ def run(recipe: Path, output: Path | None, as_json: bool) -> None:
     """
     from gam.pda.loop import Run
     from gam.pda.recipe import read_run_recipe
-    from gam.pda.report import report_cells, write_report
+    from gam.pda.report import EXPLANATION, report_cells, write_report
 
     where = output or recipe.parent / "run"
     done = Run(read_run_recipe(recipe), where, lambda line: click.echo(line, err=True))
@@ -293,6 +297,7 @@ def run(recipe: Path, output: Path | None, as_json: bool) -> None:
         return
     for line in table(*report_cells(results)):
         click.echo(line)
+    click.echo(f"\n{EXPLANATION}\nWrote {shown(str(where / 'report.md'))}, .json and .png")
 
 
 def _load(source: str, options: Row) -> list[Prompt]:

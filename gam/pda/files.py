@@ -31,7 +31,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(read_text(path))
     except ValueError as error:
-        raise DataError(f"{str(path)!r} is not JSON: {error}") from error
+        raise DataError(f"{str(path)!r} is not JSON: {error}.") from error
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -64,7 +64,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise DataError(f"cannot read {os.fspath(path)!r}: {reason}") from error
+        raise DataError(f"cannot read {os.fspath(path)!r}: {reason}.") from error
 
 
 def parse_rows(path: Path, text: str) -> Iterator[Row]:
@@ -76,7 +76,7 @@ def parse_rows(path: Path, text: str) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{str(path)!r}, line {number}: not JSON ({error})") from error
+            raise DataError(f"{str(path)!r}, line {number}: not JSON ({error}).") from error
         if not isinstance(row, dict):
-            raise DataError(f"{str(path)!r}, line {number}: got {line!r}, expected an object")
+            raise DataError(f"{str(path)!r}, line {number}: got {line!r}, expected an object.")
         yield row

@@ -33,7 +33,7 @@ class Journal:
         whole = content[: content.rfind(b"\n") + 1]
         for row in parse_rows(path, whole.decode("utf-8")):
             if key not in row:
-                raise DataError(f"{str(path)!r} holds an object without {key!r}: {row!r}")
+                raise DataError(f"{str(path)!r} holds an object without {key!r}: {row!r}.")
             self.rows.setdefault(row[key], row)
         self._file = path.open("ab")
         self._file.truncate(len(whole))

@@ -148,5 +148,5 @@ def _from_hub(source: str) -> list[Row]:
     try:
         return list(datasets.load_dataset(name, *config, split=split))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"cannot load the data set {source!r}: {reason}") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"cannot load the data set {source!r}: {reason}.") from error

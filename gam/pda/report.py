@@ -8,6 +8,13 @@ from pathlib import Path
 from gam.pda.files import Row, write_json
 from gam.pda.picture import plot_merges
 
+EXPLANATION = """\
+Scores are in percent, ± the standard error over the test questions. "Over" columns are differences
+to the student and to the best single delta, question by question. deltas: how many are merged, the
+best on the validation questions first. norm: size of a merge over the mean size of its deltas.
+scale: the one that was best on the validation questions."""
+"""What the columns of the table are."""
+
 
 def write_report(results: Row, folder: Path) -> None:
     """Write ``report.json``, ``report.md`` and ``report.png``.

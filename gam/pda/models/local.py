@@ -51,8 +51,8 @@ def load_model(source: str, dtype: str = "auto") -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"cannot load the model {source!r}: {reason}") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"cannot load the model {source!r}: {reason}.") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
@@ -74,9 +74,9 @@ def find_config(source: str, role: str) -> None:
     try:
         AutoConfig.from_pretrained(name, revision=revision or None)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rstrip(".")
         raise DataError(
-            f"{role}: {source!r} is no folder here, and not found on the Hub: {reason}"
+            f"{role}: {source!r} is no folder here, and not found on the Hub: {reason}."
         ) from None
 
 

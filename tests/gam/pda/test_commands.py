@@ -49,7 +49,8 @@ def test_pairs_then_train(folder: Path) -> None:
     words += ["--adapter", str(folder / "adapter"), "--max-new-tokens", "3"]
     code, out, err = run(folder, *words)
     assert code == 0, err
-    first, second, third = out.splitlines()
+    first, second, third, _, *explained = out.splitlines()
+    assert explained[0].startswith("±: standard error over the 24 questions.")
     assert first.split("  ")[0] == ""
     assert second.startswith(str(folder / "student"))
     assert third.startswith(str(folder / "adapter"))

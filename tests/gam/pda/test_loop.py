@@ -136,7 +136,6 @@ def test_merges_are_made_again_when_the_numerics_changed(
     again = Run(read_run_recipe(write_recipe(world)), world / "run", said.append).results()
     # The bytes are the same here, so that no score is made again.
     assert {line.partition(":")[0] for line in said} == {"merges"}
-    assert len(said) == 2 * 2 * 3  # policies, numbers of deltas, and one and two tries of merges
     assert again["rows"] != first["rows"]  # where the merges lie
     strip = [{k: v for k, v in row.items() if k != "adapter"} for row in again["rows"]]
     assert strip == [{k: v for k, v in row.items() if k != "adapter"} for row in first["rows"]]

@@ -247,6 +247,7 @@ def test_a_missing_model_is_named(prompts: list[Prompt], tmp_path: Path) -> None
     assert_refused(
         lambda: make_pairs(prompts, str(tmp_path / "no"), "x", tmp_path / "o", SAMPLED),
         DataError,
-        "cannot load the model",
+        "weak: got",
         "no'",
+        "expected the folder of a model",
     )
