@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tables import RECORD, reports, tables
+from tables import RECORD, read_report, reports, tables
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
@@ -51,7 +51,7 @@ def check(folder: Path) -> Iterator[str]:
     from gam.pda.prompts import load_prompts
     from gam.pda.scores import estimate
 
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report = read_report(folder)
     recipe = report["recipe"]
     rows = questions(PRESETS["cpu"], str(recipe["seed"]), "test", 1000)
     with tempfile.TemporaryDirectory() as temporary:

@@ -10,14 +10,23 @@ from pathlib import Path
 from typing import Any
 
 RECORD = Path(__file__).parent / "record"
+RENAMED = {'"match_norm": true': '"size": "mean"', "GAM, match_norm": "GAM, mean size"}
 
 Report = dict[str, Any]
 
 
 def reports() -> list[Report]:
     """Return the reports of all kept worlds."""
-    paths = sorted(RECORD.glob("world-*/report.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return [read_report(folder) for folder in sorted(RECORD.glob("world-*"))]
+
+
+def read_report(world: Path) -> Report:
+    """Return the report of a kept world, its options by the names that they have now."""
+    text = (world / "report.json").read_text(encoding="utf-8")
+    for then, now in RENAMED.items():
+        text = text.replace(then, now)
+    report: Report = json.loads(text)
+    return report
 
 
 def cell(values: Sequence[float]) -> str:
