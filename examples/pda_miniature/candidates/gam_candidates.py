@@ -8,7 +8,8 @@ and R_i the projectors onto the column and row space of dW_i there,
   far as the others let it be. It needs no reference and no gauge; it is the mean of adapters
   that share both spaces, and the sum of adapters that share only one or none.
 - `try_flat_sized` takes the square root of the singular values of the average.
-- `..._sized` scale a merge to ``relative_size`` times the mean norm of its adapters, in each module.
+- `..._sized` scale a merge to ``relative_size`` times the mean norm of its adapters, in each
+  module.
 - `try_gam_own` is GAM without the cross terms of the cores: the mean bases, made
   orthonormal, around ``U^T (sum_i w_i dW_i) V`` in place of the mean core.
 """
