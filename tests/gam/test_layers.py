@@ -76,13 +76,13 @@ except SystemExit:
 @pytest.mark.parametrize("command", ["", "pairs", "train", "evaluate", "run"])
 def test_help_of_the_loop_imports_no_torch(command: str, tmp_path: Path) -> None:
     code = f"""
-from gam.pda.cli import main
+from gam.pda.commands import main
 try:
     main({[*command.split(), "--help"]!r})
 except SystemExit:
     pass"""
     modules = imported_by(code, tmp_path)
-    assert "gam.pda.cli" in modules
+    assert "gam.pda.commands" in modules
     assert not layers(modules, "torch", "numpy", "yaml", "transformers", "peft", "trl", "datasets")
 
 
@@ -155,11 +155,11 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
         ),
         ("gam.merging.batches", ("gam.save", "gam.merging.execute", "gam.report.card")),
         ("gam.merging.execute", ("gam.report.card", "gam.pda")),
-        ("gam.pda.records", ("torch", "transformers")),
-        ("gam.pda.generate", ("torch", "transformers", "gam.pda.pairs", "gam.pda.train")),
+        ("gam.pda.files", ("torch", "transformers")),
+        ("gam.pda.models.local", ("torch", "transformers", "gam.pda.pairs", "gam.pda.train")),
         ("gam.pda.train", ("torch", "trl", "datasets", "gam.pda.pairs", "gam.pda.evaluate")),
-        ("gam.pda.evaluate", ("torch", "gam.pda.pairs", "gam.pda.train", "gam.pda.run")),
-        ("gam.pda.report", ("torch", "matplotlib", "gam.pda.run")),
+        ("gam.pda.evaluate", ("torch", "gam.pda.pairs", "gam.pda.train", "gam.pda.loop")),
+        ("gam.pda.report", ("torch", "matplotlib", "gam.pda.loop")),
         ("gam.inspection.geometry", ("safetensors", "gam.formats.read", "gam.merging.plan")),
         ("gam.inspection.types", ("torch", "matplotlib")),
         ("gam.inspection.advice", ("torch", "matplotlib")),

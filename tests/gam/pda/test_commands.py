@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from helpers.pda import read_lines, sums, write_lines, write_model
 
-from gam.pda.cli import main
+from gam.pda.commands import main
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,8 @@ def test_pairs_then_train(folder: Path) -> None:
     words += ["--adapter", str(folder / "adapter"), "--max-new-tokens", "3"]
     code, out, err = run(folder, *words)
     assert code == 0, err
-    first, second, third = out.splitlines()
+    first, second, third, _, *explained = out.splitlines()
+    assert explained[0].startswith("±: standard error over the 24 questions.")
     assert first.split("  ")[0] == ""
     assert second.startswith(str(folder / "student"))
     assert third.startswith(str(folder / "adapter"))
@@ -83,3 +84,11 @@ def test_json_is_one_object(folder: Path) -> None:
     assert code == 0, err
     (row,) = json.loads(out)
     assert row["questions"] == 5
+
+
+@pytest.mark.parametrize("command", ["", "pairs", "train", "evaluate", "harness", "run"])
+def test_both_flags_of_the_help(command: str, folder: Path) -> None:
+    short, long = (run(folder, *command.split(), flag) for flag in ("-h", "--help"))
+    assert short == long
+    assert short[0] == 0
+    assert "-h, --help" in short[1]

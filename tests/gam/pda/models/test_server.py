@@ -16,10 +16,11 @@ from helpers.adapters import assert_refused
 from helpers.pda import read_lines, sums, write_lines
 
 import gam.pda.pairs
-from gam.pda.generate import Generation, Server, open_model
+from gam.pda.files import DataError
+from gam.pda.models import Generation, open_model
+from gam.pda.models.server import Server
 from gam.pda.pairs import make_pairs
 from gam.pda.prompts import load_prompts
-from gam.pda.records import DataError
 
 SETTINGS = Generation(max_new_tokens=5, temperature=0.5, batch_size=8, seed=1)
 

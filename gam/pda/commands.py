@@ -12,13 +12,14 @@ from typing import Any
 
 import click
 
-from gam import __version__
 from gam.commands.terminal import Command, Option
 from gam.commands.text import number, percent, shown, table
-from gam.pda.evaluate import EXTRACTORS
-from gam.pda.generate import Generation
-from gam.pda.records import Row
+from gam.pda.files import Row
+from gam.pda.models.base import DTYPES, Generation
+from gam.pda.prompts import Prompt, PromptSettings
+from gam.pda.scores import EXTRACTORS
 from gam.pda.train import Training
+from gam.version import __version__
 
 _MODEL = """\b
 A model is a folder, a Hub id user/name[@revision], or NAME@URL for the model NAME of a
@@ -29,7 +30,7 @@ server that speaks OpenAI's protocol, such as qwen@http://localhost:8000/v1.
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="gam-pda")
 def main() -> None:
-    """Preference Delta Aggregation: weak signals in, a stronger student out."""
+    """Preference Delta Aggregation: make a student better with the answers of weaker models."""
     if not sys.stderr.isatty():
         for library in ("HF_HUB", "HF_DATASETS"):
             os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
@@ -89,32 +90,14 @@ def _option(*names: str, heading: str = "What to do", **more: Any) -> Callable[[
     return click.option(*names, cls=Option, heading=heading, **more)
 
 
-def _prompt_options(command: Any) -> Any:
-    heading = "Prompts"
-    decorators: tuple[Callable[[Any], Any], ...] = (
-        _option("--limit", type=int, default=0, heading=heading, help="Only the first so many."),
-        _option("--system", default="", heading=heading, help="A system message for chats."),
-        _option("--chat", is_flag=True, heading=heading, help="Make a user's message of a text."),
-        _option(
-            "--column",
-            default="prompt",
-            show_default=True,
-            heading=heading,
-            help="Field of the prompt: text, or messages of a chat.",
-        ),
-    )
-    for decorate in decorators:
-        command = decorate(command)
-    return command
-
-
+_PROMPTS = _settings(PromptSettings, "Prompts")
 _DTYPE = _option(
     "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    type=click.Choice(DTYPES),
     default="auto",
     show_default=True,
     heading="Answers",
-    help="Of local weights.",
+    help="Number format of local weights.",
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -127,7 +110,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @_option("--keep", help="Regular expression that a chosen answer must match, or the pair is out.")
 @_settings(Generation, "Answers")
 @_DTYPE
-@_prompt_options
+@_PROMPTS
 @_JSON
 def pairs(prompts: str, weak: str, weaker: str, output: Path, **options: Any) -> None:
     """Ask two models the PROMPTS and write preference pairs.
@@ -216,7 +199,7 @@ def train(
 )
 @_settings(Generation, "Answers")
 @_DTYPE
-@_prompt_options
+@_PROMPTS
 @_JSON
 def evaluate(
     model: str,
@@ -253,6 +236,10 @@ def evaluate(
     ]
     for line in table(head, rows):
         click.echo(line)
+    click.echo(
+        f"\n±: standard error over the {scores[0]['questions']} questions. Over the first: exact "
+        "match minus\nthat of the first row, question by question."
+    )
 
 
 @main.command(cls=Command)
@@ -289,27 +276,36 @@ def harness(model: str, tasks: Sequence[str], as_json: bool, **options: Any) -> 
 
 @main.command(cls=Command)
 @click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-o", "--output", type=Path, help='Folder of the run [default: "run" beside RECIPE].')
+@_option("-o", "--output", type=Path, help='Folder of the run [default: "run" beside RECIPE].')
 @_JSON
 def run(recipe: Path, output: Path | None, as_json: bool) -> None:
-    """Do everything in RECIPE (YAML) that is not done yet, and report."""
-    from gam.pda.report import report_cells, write_report
-    from gam.pda.run import Run, read_recipe
+    """Do everything in RECIPE (YAML) that is not done yet, and report.
+
+    What the stages need (libraries, models, files, the options of every merge) is checked before
+    the first one begins. A stage that is done is not done again, so a run that was stopped goes
+    on where it was.
+    """
+    from gam.pda.loop import Run
+    from gam.pda.recipe import read_run_recipe
+    from gam.pda.report import EXPLANATION, report_cells, write_report
 
     where = output or recipe.parent / "run"
-    results = Run(read_recipe(recipe), where, lambda line: click.echo(line, err=True)).results()
+    done = Run(read_run_recipe(recipe), where, lambda line: click.echo(line, err=True))
+    results = done.results()
     write_report(results, where)
     if as_json:
         click.echo(json.dumps(results, ensure_ascii=False))
         return
     for line in table(*report_cells(results)):
         click.echo(line)
+    click.echo(f"\n{EXPLANATION}\nWrote {shown(str(where / 'report.md'))}, .json and .png")
 
 
-def _load(source: str, options: Row) -> Any:
+def _load(source: str, options: Row) -> list[Prompt]:
+    """Return the prompts; takes the settings of prompts out of the options."""
     from gam.pda.prompts import load_prompts
 
-    names = ("column", "chat", "system", "limit")
+    names = [entry.name for entry in fields(PromptSettings)]
     return load_prompts(source, **{name: options.pop(name) for name in names})
 
 
