@@ -31,8 +31,10 @@ class Option(click.Option):
 class Command(click.Command):
     """A command with headings in its help, and `GamError` as one line and an exit code."""
 
-    def start(self) -> None:
+    def start(self, name: str | None = None) -> None:
         """Run the command as the whole of a process; what the console scripts call.
+
+        Without a `name`, the command goes by the one that it was called by.
 
         What importing torch makes stays until the end. To look through it for garbage, again
         and again and once more at exit, would cost a third of a second. Nor is memory given
@@ -46,7 +48,7 @@ class Command(click.Command):
             for option in _KEEP_MEMORY.items():
                 allocator.mallopt(*option)
         try:
-            self()
+            self(prog_name=name)
         finally:
             gc.freeze()
 
