@@ -14,9 +14,11 @@ IN_REPOSITORY = re.compile(
     rf"(?:{HOME}/(?:blob|raw|tree)|https://raw\.githubusercontent\.com/gam-merge/gam-merge)/main/"
 )
 FOLDERS = ("benchmarks", "examples", "gam", "kernels", "tests")
-PAGES = [Path("README.md"), Path("CHANGELOG.md")] + sorted(
-    page.relative_to(ROOT) for folder in FOLDERS for page in (ROOT / folder).rglob("README.md")
-)
+PAGES = [
+    Path("README.md"),
+    Path("CHANGELOG.md"),
+    *(page.relative_to(ROOT) for folder in FOLDERS for page in (ROOT / folder).rglob("README.md")),
+]
 
 
 def links(page: Path) -> list[str]:
