@@ -81,7 +81,7 @@ def _about_size(inspection: Inspection) -> Iterator[str]:
             f"adapters, averaging {inspection.linear_norm_ratio:.2f}; "
             f"--scale {1 / ratio:.2g} or -p match_norm=true restores it"
         )
-    sizes = {entry["name"]: entry["norm"] for entry in inspection.adapters if entry["norm"] > 0}
+    sizes = {entry.name: entry.norm for entry in inspection.adapters if entry.norm > 0}
     if sizes and max(sizes.values()) > _UNEVEN * min(sizes.values()):
         large, small = max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)
         line = (
@@ -124,12 +124,12 @@ def _about_inputs(inspection: Inspection) -> Iterator[str]:
             "adapters; one that lacks a module counts as zero there (--missing)"
         )
     for entry in inspection.adapters:
-        if entry["zero"]:
+        if entry.zero:
             yield (
                 f"zero: the update of {entry['name']!r} is zero in {entry['zero']} of "
                 f"{entry['modules']} modules"
             )
-    bases = sorted({entry["base_model"] for entry in inspection.adapters if entry["base_model"]})
+    bases = sorted({entry.description.base_model for entry in inspection.adapters if entry.description.base_model})
     if len(bases) > 1:
         yield f"base models differ: {', '.join(map(repr, bases))}; make sure that they are the same"
 

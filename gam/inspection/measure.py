@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,9 @@ from gam.adapter import Adapter
 from gam.algebra.updates import Basis, Update, among
 from gam.inspection import geometry
 from gam.inspection.advice import advise
+from gam.inspection.groups import every_pair, mean, overall_norm_ratio, places
 from gam.inspection.types import (
+    AdapterGeometry,
     Group,
     Inspection,
     ModuleGeometry,
@@ -28,10 +30,6 @@ from gam.inspection.types import (
     Reference,
     SideGeometry,
     UpdateGeometry,
-    every_pair,
-    mean,
-    overall_norm_ratio,
-    places,
 )
 from gam.merging.batches import batches, resolve
 from gam.merging.plan import Given, Plan, PlannedModule, plan_merge
@@ -267,14 +265,14 @@ def _summarize(plan: Plan, modules: Sequence[ModuleGeometry]) -> Inspection:
     )
 
 
-def _adapter(adapter: Adapter, modules: Sequence[ModuleGeometry]) -> dict[str, Any]:
+def _adapter(adapter: Adapter, modules: Sequence[ModuleGeometry]) -> AdapterGeometry:
     own = [m.updates[adapter.name] for m in modules if adapter.name in m.updates]
-    return {
-        **asdict(adapter.describe()),
-        "zero": sum(update.norm == 0 for update in own),
-        "norm": math.hypot(*(update.norm for update in own)),
-        "effective_rank": mean(update.effective_rank for update in own),
-    }
+    return AdapterGeometry(
+        adapter.describe(),
+        zero=sum(update.norm == 0 for update in own),
+        norm=math.hypot(*(update.norm for update in own)),
+        effective_rank=mean(update.effective_rank for update in own),
+    )
 
 
 def _references(report: Inspection, products: torch.Tensor) -> list[Reference]:
@@ -284,7 +282,7 @@ def _references(report: Inspection, products: torch.Tensor) -> list[Reference]:
         report: Its pairs are used.
         products: [n, n] inner products of the merges for each reference, over all modules.
     """
-    names = [entry["name"] for entry in report.adapters]
+    names = [entry.name for entry in report.adapters]
     closeness = {
         name: mean(
             side.overlap_above_chance

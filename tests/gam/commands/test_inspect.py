@@ -46,7 +46,7 @@ def test_json_is_the_report_and_nothing_else() -> None:
 def test_one_adapter_is_described(tmp_path: Path) -> None:
     make_adapter(tmp_path / "one", {"q": (6, 5, 2)}, alpha=2)
     lora = inspect_adapters([tmp_path / "one"])
-    norm, effective = lora.adapters[0]["norm"], lora.adapters[0]["effective_rank"]
+    norm, effective = lora.adapters[0].norm, lora.adapters[0].effective_rank
     result = invoke(str(tmp_path / "one"))
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == (

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gam import Adapter, AdapterError, GamError, LowRank, inspect_adapters, merge_adapters
-from gam.inspection.types import places
+from gam.inspection.groups import places
 
 settings.register_profile("inspect", deadline=None, max_examples=25)
 settings.load_profile("inspect")
@@ -282,8 +282,8 @@ def test_missing_modules_and_zero_updates(uneven):
     assert up.updates["c"].norm == 0
     assert up.updates["c"].singular_values == []
     assert math.isnan(up.updates["c"].effective_rank)
-    assert [entry["zero"] for entry in report.adapters] == [0, 0, 1]
-    assert [entry["ranks"] for entry in report.adapters] == [[4], [2, 4], [3]]
+    assert [entry.zero for entry in report.adapters] == [0, 0, 1]
+    assert [entry.description.ranks for entry in report.adapters] == [[4], [2, 4], [3]]
     assert [group.name for group in report.layers] == [0, 1]
     # Layer 1 is shared by no two adapters: no overlap, no cosine but 0, no sign conflict.
     pair = next(p for p in report.layers[1].pairs if (p.first, p.second) == ("b", "c"))
