@@ -89,6 +89,31 @@ def together(modules: Sequence[ModuleGeometry], first: str, second: str) -> Pair
     )
 
 
+def agreement(modules: Sequence[ModuleGeometry], first: str, second: str) -> tuple[float, float]:
+    """Return how alike two adapters change what both read, and the spread of that by chance.
+
+    It is the sum of their inner products over that of the products of their norms and of
+    their overlaps in A: 1 where both change whatever both read in the same way, 0 where these
+    changes have nothing to do with each other, -1 where they are opposite. Unlike the cosine it
+    does not get small because two adapters started from different random A, nor because of
+    modules that only one of them has.
+
+    Returns:
+        The agreement, and the standard deviation of that of random updates in such spaces;
+        NaN if they share no module.
+    """
+    products, overlaps, spreads = [], [], []
+    for module in modules:
+        for pair in module.pairs:
+            if (pair.first, pair.second) == (first, second):
+                size = module.updates[first].norm * module.updates[second].norm
+                products.append(pair.cosine * size)
+                overlaps.append(pair.right.overlap * size)
+                spreads.append(pair.cosine_null * size)
+    whole = math.fsum(overlaps)
+    return _ratio(math.fsum(products), whole), _ratio(math.hypot(*spreads), whole)
+
+
 def every_pair(modules: Sequence[ModuleGeometry], names: Sequence[str]) -> list[PairGeometry]:
     """Return how every two of the adapters relate over several modules."""
     return [together(modules, *pair) for pair in itertools.combinations(names, 2)]

@@ -58,13 +58,13 @@ def check_plot(path: str | os.PathLike[str], *, overwrite: bool = False) -> Path
     if file.suffix.lower() not in _SUFFIXES:
         raise OptionError(
             f"plot: got {os.fspath(path)!r}, expected a file name that ends in "
-            f"{', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}"
+            f"{', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}. Choose another name."
         )
     if file.is_dir():
         raise OutputError(f"plot {os.fspath(path)!r}: it is a folder. Give the name of a file.")
     if file.exists() and not overwrite:
         raise OutputError(
-            f"plot {os.fspath(path)!r}: it is there already; pass --overwrite, or choose another "
+            f"plot {os.fspath(path)!r}: it is there already. Pass --overwrite, or choose another "
             "name."
         )
     if not file.absolute().parent.is_dir():
@@ -145,9 +145,9 @@ def _in_common(pair: PairGeometry) -> float:
 def _draw_maps(figure: SubFigure, inspection: Inspection, pairs: Sequence[PairGeometry]) -> None:
     """Draw a row of maps, kinds by layers, for each pair; the scales on top."""
     values: list[tuple[str, bool, Callable[[PairGeometry], float]]] = [
-        ("Outputs (B):\noverlap above chance", False, lambda p: p.left.overlap_above_chance),
-        ("Inputs (A):\noverlap above chance", False, lambda p: p.right.overlap_above_chance),
-        ("Updates:\ncosine", True, lambda p: p.cosine),
+        ("Outputs (B): overlap,\n0 by chance, 1 all", False, lambda p: p.left.overlap_above_chance),
+        ("Inputs (A): overlap,\n0 by chance, 1 all", False, lambda p: p.right.overlap_above_chance),
+        ("Updates: cosine,\n0 is unrelated", True, lambda p: p.cosine),
     ]
     kinds, layers = len(inspection.kinds), len(inspection.layers)
     heights = [0.8, *[max(kinds, 3)] * len(pairs)]
@@ -187,12 +187,14 @@ def _colours(signed: bool) -> dict[str, Any]:
 
 def _write_cells(axes: Axes, image: AxesImage, table: Sequence[Sequence[float]]) -> None:
     """Write the number of each cell into it, in black or white."""
+    import numpy as np
+
     for row, values in enumerate(table):
         for column, value in enumerate(values):
             if not math.isnan(value):
-                red, green, blue, _ = image.cmap(image.norm(value))
+                red, green, blue, _ = image.cmap(image.norm(np.array(value)))
                 dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
-                text = f"{value:.2f}".replace("0.", ".")
+                text = f"{round(value, 2) + 0.0:.2f}".replace("0.", ".")  # no -0
                 colour = "white" if dark else "black"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
 

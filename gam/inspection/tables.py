@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from gam.inspection.groups import mean
+from gam.inspection.groups import agreement, mean
 from gam.inspection.types import Group, Inspection, PairGeometry
 
 _BANDS = 9  # rows of the table of layers, at most
@@ -48,7 +48,9 @@ def as_html(report: Inspection) -> str:
     shown = [_adapters(report)] + ([_updates(report)] if report.pairs else [])
     parts = [*chain.from_iterable(map(_html, shown))]
     if report.advice:
-        parts.append(f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in report.advice)}</ul>")
+        parts.append(
+            f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in report.advice)}</ul>"
+        )
     return "\n".join(["<div>", *parts, "</div>"])
 
 
@@ -75,8 +77,8 @@ def _adapters(report: Inspection) -> Table:
         for entry in report.adapters
     ]
     notes = (
-        "effective rank: how many directions carry an update. norm: size of all its updates; in an",
-        "average the largest adapter counts most.",
+        "effective rank: how many directions carry an update, mean over the modules.",
+        "norm: size of all its updates together; in an average the largest adapter counts most.",
     )
     return Table(("adapter", "modules", "rank", "effective rank", "norm"), rows, notes)
 
@@ -89,8 +91,8 @@ def _updates(report: Inspection) -> Table:
             str(pair.modules),
             _cell(pair.cosine),
             _cell(pair.cosine_null, ".1g"),
+            _cell(agreement(report.modules, pair.first, pair.second)[0], ".2f"),
             _cell(pair.sign_conflict),
-            _cell(pair.norm_ratio, ".2f"),
             _cell(pair.gam_norm_ratio),
             _cell(pair.linear_norm_ratio),
         )
@@ -104,8 +106,8 @@ def _updates(report: Inspection) -> Table:
         "shared",
         "cosine",
         "chance",
+        "agreement",
         "sign conflict",
-        "norm ratio",
         "gam",
         "average",
     )
@@ -115,12 +117,14 @@ def _updates(report: Inspection) -> Table:
     else:
         signs = "of every weight"
     notes = (
-        "shared: modules that both have. cosine: 1 the same direction, 0 unrelated, -1 opposite;",
-        "random updates are mostly within 2 times chance.",
-        f"sign conflict: share of weights that the two move in opposite directions ({signs});",
-        "chance is 0.5. norm ratio: size of the first over that of the second.",
-        "gam, average: size of the merge by this method, weights equal; the adapters have 1. Where it",
-        "is below 1, --size mean brings it back to 1.",
+        "shared: modules that both change. cosine: 1 the same direction, 0 unrelated, -1 opposite;",
+        "that of random updates is within 2 times chance, mostly.",
+        "agreement: the cosine over the overlap in A, shared modules only: how alike they change",
+        "what both read, however they started. 0.2 or more: related; 0.15 or less: unrelated.",
+        "sign conflict: share of weights that they move in opposite directions; chance is 0.5",
+        f"({signs}).",
+        "gam, average: size of the merge by that method with equal weights; the adapters have 1.",
+        "--size mean makes it 1 by any method.",
     )
     return Table(head, rows, notes)
 
@@ -142,11 +146,12 @@ def _spaces(report: Inspection) -> Table:
     ]
     head = ("spaces", "overlap", "chance", "unaligned", "chance", "aligned", "chance", "distance")
     notes = (
-        "The directions that each adapter writes to (B) and reads from (A).",
-        "overlap: how much of them the two have in common, 1 for all; compare with chance, which is",
-        "what random spaces of these ranks have.",
-        "unaligned, aligned: mean cosine of the directions before and after the rotation by gam.",
-        "Aligned near its chance: gam has nothing to align. distance: in radians (Grassmann).",
+        "B: the directions that an adapter writes to. A: those that it reads.",
+        "overlap: how much of them the two have in common, 1 for all. chance: what random spaces",
+        "of these ranks have; no more than that means nothing in common.",
+        "unaligned, aligned: mean cosine of the directions before and after the rotation by gam;",
+        "where aligned is near its chance, there is nothing to align.",
+        "distance: in radians (Grassmann).",
     )
     return Table(head, rows, notes)
 
@@ -172,8 +177,8 @@ def _groups(title: str, rows: Sequence[tuple[str, Sequence[Group]]]) -> Table:
 def _group_notes(pairs: int) -> tuple[str, ...]:
     over = "Means over all pairs. " if pairs > 1 else ""
     return (
-        f"{over}above chance: the overlap, 0 as between random spaces, 1 for the same space.",
-        "A row that stands out can have weights or a method of its own: `modules:` in a recipe.",
+        f"{over}above chance: the overlap, 0 as by chance, 1 for the same space.",
+        "A row that stands out can have weights or a method of its own (modules: in a recipe).",
     )
 
 

@@ -116,7 +116,7 @@ def test_a_picture_is_replaced_only_when_told_to(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr == (
-        f"Error: plot '{file}': it is there already; pass --overwrite, or choose another name.\n"
+        f"Error: plot '{file}': it is there already. Pass --overwrite, or choose another name.\n"
     )
     assert file.read_text() == "mine"
     assert invoke(ADAPTERS[0], "--plot", str(file), "--overwrite").exit_code == 0
@@ -129,7 +129,8 @@ def test_a_picture_is_replaced_only_when_told_to(tmp_path: Path) -> None:
         (
             "a.gif",
             2,
-            "Error: plot: got 'a.gif', expected a file name that ends in .png, .pdf or .svg",
+            "Error: plot: got 'a.gif', expected a file name that ends in .png, .pdf or .svg. "
+            "Choose another name.",
         ),
         (
             "no/a.png",
