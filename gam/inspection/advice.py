@@ -1,13 +1,15 @@
 """What an inspection means for a merge, in words.
 
 What to try first follows from how alike two adapters change what both read
-(`gam.inspection.groups.agreement`). The limits come from adapters whose merges were scored:
-deltas of one student, trained on the preferences of different models, have 0.23 to 1.06, and
-adapters that learned one task twice 1.07 to 2.6. Of the deltas an average at the size of its inputs
-was as good as the best method, and the sum, too strong, did harm. Adapters of unrelated tasks have
-0.03 to 0.12. Every average of them lost tasks that the sum kept. The cosine of the updates does not
-tell the two apart: unrelated ones that started from one lora_A have up to 0.06, related ones that
-started from their own 0.05 or more.
+(`gam.inspection.groups.agreement`). The limits come from adapters whose merges were scored.
+Deltas of one student, trained on the preferences of different models, have 0.23 to 1.06, and
+adapters that learned one task twice 1.07 to 2.6. Of the deltas an average at the size of its
+inputs was as good as the best method; of two adapters of one task the plain average was best.
+The sum was too strong for both, and did harm. Adapters of unrelated tasks have 0.03 to 0.12, and
+every average of them lost tasks that the sum kept.
+
+The cosine of the updates does not tell the two apart: unrelated ones that started from one lora_A
+have up to 0.06, related ones that started from their own 0.05 or more.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from gam.inspection.types import Inspection, PairGeometry, Reference
 _DUPLICATE = 0.9  # cosine
 _RELATED = 0.2  # agreement, or more
 _UNRELATED = 0.15  # agreement, or less
+_SAME = 1.0  # agreement, or more
 _SIGNIFICANT = 3.0  # standard deviations of the agreement by chance
 _FAR = 0.15  # closeness of a reference
 _SAME_A = 0.9  # cosine of lora_A
@@ -89,9 +92,9 @@ def _what_first(
     kinds = {pair.kind for pair in pairs}
     alike = [pair for pair in pairs if pair.kind in ("related", "duplicate")]
     count = len(inspection.adapters)
-    if "opposed" in kinds or kinds == {"duplicate"}:
+    if "opposed" in kinds or kinds == {"duplicate"} or not (pairs or apart):
         return
-    if not pairs and apart:
+    if not pairs:
         yield (
             f"try first: --method concat. {_everyone(apart, count)} change different modules, so "
             "nothing can collide, and the sum keeps every adapter whole; an average would weaken "
@@ -104,7 +107,13 @@ def _what_first(
             f"{_share(count)} of its strength, gam less, and --size mean does not make up for "
             "it. If the sum is too strong, weaken it by --scale 0.8"
         )
-    elif alike and len(alike) == len(pairs) and not apart:
+    elif len(alike) == len(pairs) and not apart and all(p.agreement > _SAME for p in pairs):
+        yield (
+            f"try first: --method linear. The adapters learned much the same "
+            f"({_agreements(pairs)}; {_RELATED:g} or more is related, {_SAME:g} or more the same), "
+            f"and a plain average keeps it. A sum (concat) is {count} times too strong"
+        )
+    elif len(alike) == len(pairs) and not apart:
         yield (
             "try first: --method linear --size mean, then ties. Where the adapters read the same, "
             f"they change it in like ways ({_agreements(pairs)}; {_RELATED:g} or more is related): "
@@ -117,7 +126,7 @@ def _what_first(
             f"{_RELATED:g} or more is): merge these by --method linear --size mean. The other "
             "pairs are not: add those adapters to the result by --method concat"
         )
-    elif pairs:
+    else:
         yield (
             "try first: both --method linear --size mean and --method concat, and score them on "
             f"your tasks. {_agreements(pairs).capitalize()} lies between unrelated "
@@ -214,7 +223,7 @@ def _about_inputs(inspection: Inspection, apart: Sequence[PairGeometry]) -> Iter
         yield (
             f"missing: {partly} of {len(inspection.modules)} modules are held by only some of the "
             "adapters; in an average one that lacks a module counts as zero there, unless "
-            "--missing renormalize gives its weight to the others; a sum is the same either way"
+            "--missing renormalize gives its weight to the others; a sum needs no such care"
         )
     for entry in inspection.adapters:
         if entry.zero:

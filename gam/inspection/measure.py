@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -36,6 +36,9 @@ from gam.merging.plan import Given, Plan, PlannedModule, plan_merge
 from gam.merging.threads import run
 from gam.strategies.gam import gam
 from gam.strategies.linear import linear
+
+_TOGETHER = 16  # modules in one piece: more would move the progress in jumps, fewer cost time
+_STEPS = 64  # of the progress, where there are very many modules
 
 _Places = Mapping[str, tuple[int | None, str]]
 
@@ -69,7 +72,7 @@ def inspect_adapters(
     plan = plan_merge(adapters, **options)
     found: dict[str, tuple[ModuleGeometry, torch.Tensor]] = {}
     inspect = partial(_inspect_modules, plan, places([module.name for module in plan.modules]))
-    for done in run(partial(resolve, plan, inspect, fast=True), list(batches(plan))):
+    for done in run(partial(resolve, plan, inspect, fast=True), list(_pieces(plan))):
         for modules, results in done:
             found.update(zip((module.name for module in modules), results, strict=True))
         if progress is not None:
@@ -79,6 +82,14 @@ def inspect_adapters(
     if len(plan.adapters) > 2:
         report = replace(report, references=_references(report, torch.stack(products).sum(0)))
     return replace(report, advice=list(advise(report)))
+
+
+def _pieces(plan: Plan) -> Iterator[Sequence[PlannedModule]]:
+    """Yield the batches of a plan in pieces, so that progress is seen to move."""
+    size = max(_TOGETHER, math.ceil(len(plan.modules) / _STEPS))
+    for batch in batches(plan):
+        for start in range(0, len(batch), size):
+            yield batch[start : start + size]
 
 
 # --- one batch of modules -------------------------------------------------------------

@@ -200,4 +200,5 @@ def _span(ranks: Sequence[int]) -> str:
 
 
 def _cell(value: float, form: str = ".3f") -> str:
-    return "-" if math.isnan(value) else format(value, form)
+    text = format(value, form)
+    return "-" if math.isnan(value) else text.removeprefix("-") if float(text) == 0 else text

@@ -246,9 +246,11 @@ class Inspection:
         """One line: the adapters, how many modules, and the range of the cosines."""
         names = [entry.name for entry in self.adapters]
         listed = ", ".join(map(repr, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
+        parts = [f"adapters {listed}", f"{len(self.modules)} modules"]
         cosines = [pair.cosine for pair in self.pairs if not math.isnan(pair.cosine)]
-        figures = f", cosine {min(cosines):.3f} to {max(cosines):.3f}" if cosines else ""
-        return f"Inspection({listed}: {len(names)} adapters, {len(self.modules)} modules{figures})"
+        if cosines:
+            parts.append(f"cosine {min(cosines):.2g} to {max(cosines):.2g}")
+        return f"Inspection({', '.join(parts)})"
 
     def _repr_html_(self) -> str:
         """Return the tables and the advice for a notebook."""
