@@ -131,7 +131,7 @@ def _render(inspection: Inspection, form: str) -> bytes:
             axes[1].set_axis_off()
             axes[2].set_axis_off()
         stream = io.BytesIO()
-        figure.savefig(stream, format=form, dpi=200)
+        figure.savefig(stream, format=form, dpi=150)
     return stream.getvalue()
 
 

@@ -65,7 +65,7 @@ except SystemExit:
     assert "click" in modules
     assert not layers(modules, "torch", "numpy", "safetensors", "gam_kernels")
     catalogue = {f"gam.strategies{m}" for m in ("", ".base", ".catalogue", ".plugins")}
-    own = catalogue if command == "merge" else {"gam.inspection", "gam.inspection.types"}
+    own = catalogue if command == "merge" else set()
     commands = {f"gam.commands{m}" for m in ("", ".terminal", f".{command}")}
     assert layers(modules, "gam") == {"gam", "gam.errors", "gam.version", *commands, *own}
 
@@ -159,6 +159,8 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
         ("gam.pda.report", ("torch", "matplotlib", "gam.pda.run")),
         ("gam.inspection.geometry", ("safetensors", "gam.formats.read", "gam.merging.plan")),
         ("gam.inspection.types", ("torch", "matplotlib")),
+        ("gam.inspection.groups", ("torch", "matplotlib")),
+        ("gam.inspection.tables", ("torch", "matplotlib")),
         ("gam.inspection.advice", ("torch", "matplotlib")),
         (
             "gam.inspection.measure",
