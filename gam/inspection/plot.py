@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".png", ".pdf", ".svg")
 _PAIRS = 6  # that are drawn, at most
-_NAME = 30  # longest name, in characters
+_NAME = 22  # longest name, in characters
 # Okabe and Ito's palette, which colour-blind readers tell apart; with a marker each.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
