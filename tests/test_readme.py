@@ -39,7 +39,7 @@ def test_the_inspection_prints_what_is_shown() -> None:
     result = CliRunner().invoke(inspect_cli.main, [str(ROOT / word) for word in words])
     assert (result.exit_code, result.stderr) == (0, "")
     assert block("text", "updates ") in result.stdout
-    assert result.stdout.endswith(block("text", "near orthogonal"))
+    assert result.stdout.endswith(block("text", "try first"))
 
 
 def test_the_python_code_runs(

@@ -66,9 +66,8 @@ except SystemExit:
     assert not layers(modules, "torch", "numpy", "safetensors", "gam_kernels")
     catalogue = {f"gam.strategies{m}" for m in ("", ".base", ".catalogue", ".plugins")}
     catalogue |= {f"gam.merging{m}" for m in ("", ".options", ".values")}
-    catalogue |= {"gam.commands.merge_text"}
-    own = catalogue if command == "merge" else {"gam.inspection", "gam.inspection.types"}
-    shared = ("", ".terminal", ".process", ".text")
+    own = catalogue | ({"gam.commands.merge_text"} if command == "merge" else set())
+    shared = ("", ".flags", ".terminal", ".process", ".text")
     commands = {f"gam.commands{m}" for m in (*shared, f".{command}")}
     assert layers(modules, "gam") == {"gam", "gam.errors", "gam.version", *commands, *own}
 
@@ -162,6 +161,8 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
         ("gam.pda.report", ("torch", "matplotlib", "gam.pda.loop")),
         ("gam.inspection.geometry", ("safetensors", "gam.formats.read", "gam.merging.plan")),
         ("gam.inspection.types", ("torch", "matplotlib")),
+        ("gam.inspection.groups", ("torch", "matplotlib")),
+        ("gam.inspection.tables", ("torch", "matplotlib")),
         ("gam.inspection.advice", ("torch", "matplotlib")),
         (
             "gam.inspection.measure",
