@@ -19,10 +19,14 @@ import torch
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
+CHECKOUT = (HERE.parent / ".git").exists()
+"""Whether there is a history to name; a source distribution has none."""
 
 
 def check_clean(dry: bool) -> None:
-    """Exit where records would name a commit that is not what was measured."""
+    """Exit where records would name no commit, or one that is not what was measured."""
+    if not dry and not CHECKOUT:
+        sys.exit("no history here that a record could name; run it in a checkout or pass --dry")
     if not dry and _git("status", "--porcelain", "--untracked-files=no"):
         sys.exit("the checkout has changes that are not committed; commit them or pass --dry")
 
@@ -51,7 +55,7 @@ def _describe(record: dict[str, Any]) -> dict[str, Any]:
     return {
         **{key: round(v, 4) if isinstance(v, float) else v for key, v in record.items()},
         "err_fp64": record["err_fp64"],
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": _git("rev-parse", "HEAD") if CHECKOUT else None,
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": _processor(),
         "cores": os.cpu_count(),
