@@ -29,14 +29,9 @@ from gam.merging.devices import moved, natural_device, wait, working_on
 from gam.merging.plan import Given, Plan, PlannedModule, plan_merge
 from gam.merging.threads import run, scratch
 from gam.recipes.recipe import Recipe, read_recipe
-from gam.report.types import (
-    InputReport,
-    MergeReport,
-    ModuleReport,
-    Tally,
-    findings,
-    located,
-)
+from gam.report.findings import findings, located
+from gam.report.tally import Tally
+from gam.report.types import InputReport, MergeReport, ModuleReport
 from gam.save import check_output
 from gam.signature import with_options_of
 from gam_kernels import gram

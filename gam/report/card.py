@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from gam.adapter import Adapter
     from gam.report.types import InputReport, MergeReport, ModuleReport
 
+CARD_NAME = "README.md"
+
 _N = TypeVar("_N", int, float)
 
 # Options in the rerun command: always written, or only where they differ from the default.
