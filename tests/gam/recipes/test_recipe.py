@@ -21,6 +21,7 @@ from gam.merging.plan import plan_merge
 from gam.recipes.recipe import Recipe, read_recipe
 from gam.report.types import MergeReport
 from gam.strategies import STRATEGIES
+from gam.version import NUMERICS
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -52,6 +53,12 @@ def without_places(merged: Adapter) -> MergeReport:
     """The report, but for where the inputs are."""
     inputs = [replace(entry, source=None) for entry in merged.report.inputs]
     return replace(merged.report, inputs=inputs)
+
+
+def rewrite(file: Path, **changes: object) -> None:
+    """Change fields of a record; None takes one away."""
+    fields = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({k: value for k, value in fields.items() if value is not None}))
 
 
 def recipe(text: str, folder: str = ".") -> Path:
@@ -212,10 +219,11 @@ def test_a_config_that_appears_beside_a_bare_file_is_a_change(tmp_path: Path) ->
     ("change", "error", "message"),
     [
         (
-            {"gam_merge": "0.0.1"},
+            {"numerics": 0, "gam_merge": "0.0.1"},
             AdapterError,
-            f"made by gam-merge 0.0.1, but this is gam-merge {gam.__version__}, and the result "
-            "may differ. Pass --allow-changes to merge all the same",
+            "out/gam_merge.json: made with numerics 0 (gam-merge 0.0.1), but this gam-merge has "
+            f"numerics {NUMERICS}, and the result may differ: see Numerics in the changelog. Pass "
+            "--allow-changes to merge all the same.",
         ),
         (
             {"package": "other 2.0"},
@@ -233,6 +241,8 @@ def test_a_config_that_appears_beside_a_bare_file_is_a_change(tmp_path: Path) ->
             "out/gam_merge.json: not a complete record of a merge: options: got 3, expected an "
             "object",
         ),
+        ({"numerics": "1"}, OptionError, "numerics: got '1', expected a whole number."),
+        ({"numerics": True}, OptionError, "numerics: got True, expected a whole number."),
         ({"inputs": []}, OptionError, "a merge: inputs: got [], expected at least one"),
         ({"inputs": [3]}, OptionError, "a merge: inputs[0]: got 3, expected an object"),
         ({"inputs": [{}]}, OptionError, "a merge: inputs[0].name: got nothing, expected text"),
@@ -342,13 +352,32 @@ def test_the_known_options_are_listed_once() -> None:
     assert text.count("; known are adapters, ") == text.count("; known in modules are ") == 1
 
 
-def test_another_version_is_followed_where_changes_are_allowed(tmp_path: Path) -> None:
+def test_other_numerics_are_followed_where_changes_are_allowed(tmp_path: Path) -> None:
     make_three(tmp_path / "in")
     first = merge_adapters(["in/a", "in/b"], output="out")
-    record = Path("out/gam_merge.json")
-    record.write_text(record.read_text().replace(f'"{gam.__version__}"', '"0.0.1"'))
+    rewrite(Path("out/gam_merge.json"), numerics=NUMERICS + 1)
+    assert_refused(lambda: merge_adapters(config="out"), AdapterError, f"numerics {NUMERICS + 1} ")
     again = merge_adapters(config="out", allow_changes=True)
     assert without_places(again) == without_places(first)
+
+
+def test_another_version_of_the_same_numerics_is_no_change(tmp_path: Path) -> None:
+    make_three(tmp_path / "in")
+    first = merge_adapters(["in/a", "in/b"], output="out")
+    rewrite(Path("out/gam_merge.json"), gam_merge="0.0.1")
+    assert without_places(merge_adapters(config="out")) == without_places(first)
+
+
+def test_a_record_without_numerics_counts_as_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_three(tmp_path / "in")
+    merge_adapters(["in/a", "in/b"], output="out")
+    rewrite(Path("out/gam_merge.json"), numerics=None)
+    monkeypatch.setattr("gam.report.record.NUMERICS", 1)
+    merge_adapters(config="out")
+    monkeypatch.setattr("gam.report.record.NUMERICS", 2)
+    assert_refused(lambda: merge_adapters(config="out"), AdapterError, "made with numerics 1 (")
 
 
 def test_what_json_prints_is_a_record_too(tmp_path: Path) -> None:
