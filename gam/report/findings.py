@@ -31,9 +31,10 @@ def findings(report: MergeReport) -> Iterator[str]:
             yield f"adapter {name!r} is zero in every module"
     yield from _vanished(report.cosines)
     if report.norm_ratio < _SHRUNK and _has_cancelled(report):
+        times = "" if report.options["scale"] == 1 else ", times --scale"
         yield (
             f"the merged update has {report.norm_ratio:.2f} of the mean size of its inputs; "
-            "--size mean brings every module back to it"
+            f"--size mean brings every module back to it{times}"
         )
     if report.rounding_error > _COARSE:
         yield (
