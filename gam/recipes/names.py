@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gam import strategies
 from gam.errors import OptionError, PluginError
-from gam.merging.plan import plan_merge
-from gam.merging.rules import MODULE_OPTIONS
+from gam.merging.options import MODULE_OPTIONS, OPTIONS
 from gam.recipes.document import KeyPath, line_of
-
-OPTIONS = tuple(
-    name
-    for name, parameter in inspect.signature(plan_merge).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY and name != "expect"
-)
-"""Options of a merge that a recipe may have, besides its adapters."""
 
 
 def methods(options: Mapping[str, Any]) -> list[str]:

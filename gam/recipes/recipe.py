@@ -13,10 +13,11 @@ from typing import Any
 from gam import strategies
 from gam.errors import AdapterError, OptionError
 from gam.hub.names import HubName, parse_name
-from gam.merging.plan import Given, Plan, check_label, plan_merge
+from gam.merging.options import OPTIONS
+from gam.merging.plan import Given, check_label
 from gam.recipes.document import KeyPath, line_of, parse
 from gam.recipes.mergekit import check_foreign
-from gam.recipes.names import OPTIONS, check_names, methods
+from gam.recipes.names import check_names, methods
 from gam.report.record import REPORT_NAME, Record, is_record
 
 _Adapters = Sequence[Given] | Mapping[str, Given]
@@ -139,15 +140,6 @@ class Recipe:
             if not error.path or error.path[0] in given or error.path[0] not in self.own:
                 raise
             raise OptionError(f"{self._at(*error.path)}{error}", *error.path) from None
-
-    def plan(self, adapters: _Adapters, *, allow_changes: bool = False, **given: Any) -> Plan:
-        """Plan the merge that the recipe describes."""
-        with self.located(given):
-            options = self.options(given)
-            if self.record is not None and not allow_changes:
-                self.check_programs(options)
-                options.setdefault("expect", self.expect)
-            return plan_merge(adapters, **options)
 
     def _at(self, *path: str) -> str:
         """Return the file and, where it is known, the line of an option."""

@@ -17,7 +17,6 @@ import gam
 from gam import Adapter, merge_adapters
 from gam.commands.merge import main
 from gam.errors import AdapterError, OptionError
-from gam.merging.plan import plan_merge
 from gam.recipes.recipe import Recipe, read_recipe
 from gam.report.types import MergeReport
 from gam.strategies import STRATEGIES
@@ -475,9 +474,10 @@ def test_null_means_not_given(tmp_path: Path) -> None:
 
 def test_an_empty_recipe_is_that_of_the_options() -> None:
     adapters = [memory_adapter(seed=seed, name=str(seed)) for seed in range(2)]
-    expected = plan_merge(adapters, scale=2.0)
-    found = Recipe().plan(Recipe().inputs(adapters), scale=2.0)
-    assert found.options == expected.options
+    assert Recipe().inputs(adapters) is adapters
+    assert Recipe().options({"scale": 2.0}) == {"scale": 2.0}
+    assert Recipe().expect is None
+    Recipe().check_programs({"method": "unknown"})
     assert_refused(lambda: merge_adapters(), OptionError, "adapters: got none; give at least one")
 
 
