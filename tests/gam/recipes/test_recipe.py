@@ -506,7 +506,7 @@ def test_adapters_in_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (
             "modules:\n  '*':\n    dtype: float32\n",
             "recipe.yaml, line 3: unknown option 'dtype'; known in modules are method, weights, "
-            "scale, rank, skip, ",
+            "scale, size, rank, skip, ",
         ),
         ("output: x\n", "recipe.yaml, line 1: unknown option 'output'; known are adapters, "),
         ("method: ties\nmethod: gam\n", "recipe.yaml, line 2: 'method' is given twice"),
@@ -548,10 +548,10 @@ def test_adapters_in_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ),
         (
             "missing: x\n",
-            "recipe.yaml, line 1: missing: got 'x', expected 'zero' or 'renormalize'",
+            "recipe.yaml, line 1: missing: got 'x', expected one of: zero, renormalize.",
         ),
-        ("dtype: int8\n", "recipe.yaml, line 1: dtype: got 'int8', expected auto, float32"),
-        ("dtype: []\n", "recipe.yaml, line 1: dtype: got [], expected auto, float32"),
+        ("dtype: int8\n", "recipe.yaml, line 1: dtype: got 'int8', expected one of: auto, float32"),
+        ("dtype: []\n", "recipe.yaml, line 1: dtype: got [], expected one of: auto, float32"),
         ("alpha: 3\n", "recipe.yaml, line 1: alpha: every adapter states its own alpha"),
         (
             "modules:\n  '*.q_proj':\n    rank: 2\n    rank : 3\n",

@@ -1,7 +1,6 @@
 """The model card: what the Hub reads, what a person reads, and the command in it."""
 
 import dataclasses
-import inspect
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,8 @@ from helpers.paths import ROOT
 from huggingface_hub import ModelCard
 
 from gam import Adapter, merge_adapters
+from gam.adapter import Facts
 from gam.commands.merge import main
-from gam.merging import execute as merge
 from gam.report import card
 
 ADAPTERS = ROOT / "examples" / "adapters"
@@ -39,7 +38,7 @@ def from_hub(merged: Adapter, base: str | None, repos: Sequence[str]) -> Adapter
         for entry, new in zip(merged.report.inputs, [*hub, *kept], strict=True)
     ]
     report = dataclasses.replace(merged.report, inputs=inputs)
-    return dataclasses.replace(merged, config={"base_model_name_or_path": base}, report=report)
+    return dataclasses.replace(merged, facts=Facts(base=base), report=report)
 
 
 def command(text: str) -> list[str]:
@@ -60,15 +59,13 @@ def test_front_matter() -> None:
 @pytest.mark.parametrize("base", ["/home/me/model", "a/b/c", "C:\\x", "a b", "x\ny: 1", None, ""])
 def test_a_base_that_is_no_repository_stays_out_of_the_front_matter(base: str | None) -> None:
     merged = merge_adapters(PATHS[:1])
-    merged = dataclasses.replace(merged, config={"base_model_name_or_path": base})
+    merged = dataclasses.replace(merged, facts=Facts(base=base))
     assert "base_model" not in front_matter(card.model_card(merged))
 
 
 @pytest.mark.parametrize("base", ["true", "1.5", "null", "org/na-me_2.5"])
 def test_a_base_stays_text_in_yaml(base: str) -> None:
-    merged = dataclasses.replace(
-        merge_adapters(PATHS[:1]), config={"base_model_name_or_path": base}
-    )
+    merged = dataclasses.replace(merge_adapters(PATHS[:1]), facts=Facts(base=base))
     assert front_matter(card.model_card(merged))["base_model"] == base
 
 
@@ -121,7 +118,7 @@ def test_no_warnings_no_heading() -> None:
         {},
         {"method": "linear", "weights": [0.1, 0, -0.7], "normalize": False, "scale": 1.5},
         {"method": "ties", "density": 0.3, "rank": "sum", "uniform_rank": True},
-        {"reference": "sort", "match_norm": True, "missing": "renormalize", "dtype": "bfloat16"},
+        {"reference": "sort", "size": "mean", "missing": "renormalize", "dtype": "bfloat16"},
     ],
     ids=["default", "linear", "ties", "gam"],
 )
@@ -154,14 +151,6 @@ def test_the_command_for_options_of_modules_gives_the_same_folder(
     assert result.exit_code == 0, result.stderr
     for file in (tmp_path / "first").iterdir():
         assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
-
-
-def test_defaults_are_those_of_the_python_function() -> None:
-    signature = inspect.signature(merge.plan_merge).parameters
-    wanted = {name: p.default for name, p in signature.items() if p.kind is p.KEYWORD_ONLY}
-    del wanted["modules"], wanted["expect"]  # no flag has them
-    assert {name: wanted.pop(name) for name in card._DEFAULTS} == card._DEFAULTS
-    assert set(wanted) == set(card._ALWAYS)
 
 
 @pytest.mark.parametrize("name", ["a|b", "a`b", "a\nb", "\udcff", "\x1b[31m"])
