@@ -41,9 +41,9 @@ _SUMS = ("task_arithmetic", "dare_linear", "dare_ties", "della", "della_linear",
 _DTYPES = ("float32", "bfloat16", "float16")
 
 _NAMES = (
-    "models -> adapters, merge_method -> method, parameters: weight -> weights, lambda -> scale; "
-    "density, normalize and dtype keep their names; base_model, tokenizer and layer_range are "
-    "not needed"
+    "models -> adapters, merge_method -> method{}, parameters: weight -> weights, lambda -> "
+    "scale; density, normalize and dtype keep their names; base_model, tokenizer and "
+    "layer_range are not needed"
 )
 _BARE = re.compile(r"(?!(?:null|true|false)$)[A-Za-z_][\w./-]*", re.ASCII)
 
@@ -61,19 +61,22 @@ def check_foreign(value: Mapping[str, Any], where: str) -> None:
     listed = [*_entries(value.get("models")), *_entries(value.get("slices"))]
     if "merge_method" not in value and not any({"model", "sources"} & set(e) for e in listed):
         return
-    head = (
-        f"{where}: this is a recipe of mergekit, which merges models; gam-merge merges LoRA "
-        f"adapters and calls things otherwise: {_NAMES}."
-    )
     theirs = str(value.get("merge_method", "linear"))
     method = METHODS.get(theirs)
+    renamed = f" ({theirs} -> {method})" if method not in (theirs, None) else ""
+    head = (
+        f"{where}: this is a recipe of mergekit, which merges models; gam-merge merges LoRA "
+        f"adapters and has other names: {_NAMES.format(renamed)}."
+    )
     sources = _sources(value)
     if method is None:
         raise OptionError(f"{head} No method here is {theirs!r}: see gam-merge --list-methods.")
     if not sources:
         raise OptionError(f"{head} Layers cannot be stacked here: list each adapter once.")
     recipe, notes = _translated(value, theirs, method, sources)
-    instead = "" if all(s.is_adapter for s in sources) else ", the adapter in place of each model"
+    instead = (
+        "" if all(s.is_adapter for s in sources) else ", with an adapter in place of each model"
+    )
     raise OptionError(" ".join([f"{head} Write: {_flow(recipe)}{instead}.", *notes]))
 
 
@@ -131,11 +134,11 @@ def _translated(
     recipe: dict[str, Any] = {"adapters": [source.name for source in sources], "method": method}
     notes = []
     if theirs == "slerp" and _entries(common.get("t")):
-        notes.append("t by filter: put weights under modules, by glob.")
+        notes.append(_by_filter("t", "weights"))
     for name, given in values.items():
         found = [_fallback(item) for item in given]
         if any(_entries(item) for item in given):
-            notes.append(f"{name} by filter: put it under modules, by glob.")
+            notes.append(_by_filter(name, "weights" if name == "weight" else name))
         if all(item is None for item in found):
             continue
         if name == "weight":
@@ -143,7 +146,7 @@ def _translated(
         elif all(item == found[0] for item in found):
             recipe[name] = found[0]
         else:
-            notes.append(f"{name}: one for all adapters here.")
+            notes.append(f"{name}: give one, the same for all adapters.")
     normalize = common.get("normalize", common.get("normalize_weights", theirs not in _SUMS))
     if bool(normalize) != strategies.get(method).normalize:
         recipe["normalize"] = bool(normalize)
@@ -153,6 +156,14 @@ def _translated(
     if dtype in _DTYPES:
         recipe["dtype"] = dtype
     return recipe, notes
+
+
+def _by_filter(theirs: str, ours: str) -> str:
+    value = "[1, 2]" if ours == "weights" else "0.5"
+    return (
+        f"Values of {theirs} by filter go under modules, such as modules: "
+        f'{{"*.mlp.*": {{{ours}: {value}}}}}.'
+    )
 
 
 def _weights_of_slerp(t: Any, is_base: Sequence[bool]) -> list[Any]:

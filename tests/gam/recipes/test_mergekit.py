@@ -92,7 +92,7 @@ def refusal(text: str, folder: Path) -> str:
 
 
 def written(message: str) -> dict[str, Any]:
-    found = re.search(r"Write: (\{.*\})", message)
+    found = re.search(r"Write: (\{.*?\})(?:, with|\.)", message)
     assert found is not None
     return parse(found[1], "message")[0]
 
@@ -103,7 +103,7 @@ def test_ties(tmp_path: Path) -> None:
     assert message.endswith(
         "Write: {adapters: [OpenPipe/mistral-ft-optimized-1218, "
         "mlabonne/NeuralHermes-2.5-Mistral-7B], method: ties, weights: [0.5, 0.3], density: 0.5, "
-        "dtype: float16}, the adapter in place of each model."
+        "dtype: float16}, with an adapter in place of each model."
     )
 
 
@@ -113,7 +113,10 @@ def test_slerp_by_slices_and_filters(tmp_path: Path) -> None:
     weights = [0.6, 0.4]
     expected = {"adapters": names, "method": "karcher", "weights": weights, "dtype": "bfloat16"}
     assert written(message) == expected
-    assert message.endswith(" t by filter: put weights under modules, by glob.")
+    assert "merge_method -> method (slerp -> karcher), parameters: " in message
+    assert message.endswith(
+        ' Values of t by filter go under modules, such as modules: {"*.mlp.*": {weights: [1, 2]}}.'
+    )
 
 
 def test_adapters_and_their_own_parameters(tmp_path: Path) -> None:
@@ -127,12 +130,12 @@ def test_adapters_and_their_own_parameters(tmp_path: Path) -> None:
         "dtype": "bfloat16",
     }
     assert "in place of each model" not in message
-    assert message.endswith("}. density: one for all adapters here.")
+    assert message.endswith("}. density: give one, the same for all adapters.")
 
 
 @pytest.mark.parametrize("text", [TIES, SLERP, DARE])
 def test_what_it_says_is_a_recipe(text: str, tmp_path: Path) -> None:
-    found = re.search(r"Write: (\{.*\})", refusal(text, tmp_path))
+    found = re.search(r"Write: (\{.*?\})(?:, with|\.)", refusal(text, tmp_path))
     assert found is not None
     (tmp_path / "written.yaml").write_text(found[1])
     recipe = read_recipe(tmp_path / "written.yaml")
