@@ -17,7 +17,7 @@ import torch
 
 from gam.adapter import Adapter
 from gam.errors import GamError, OutputError
-from gam.files import DTYPES, OWN_FILES, WEIGHTS_NAME, one_line
+from gam.files import CARD_NAME, DTYPES, OWN_FILES, REPORT_NAME, WEIGHTS_NAME, one_line
 from gam.formats.peft_config import CONFIG_NAME, output_config
 
 _LONGEST_NAME = 255  # bytes, in every usual file system
@@ -125,8 +125,8 @@ def _documents(adapter: Adapter, folder: Path) -> dict[str, str]:
     config = output_config(ranks, [adapter.config])
     documents = {CONFIG_NAME: json.dumps(config, indent=2, sort_keys=True) + "\n"}
     if adapter.report is not None:
-        from gam.report.card import CARD_NAME, model_card
-        from gam.report.record import REPORT_NAME, Record
+        from gam.report.card import model_card
+        from gam.report.record import Record
 
         documents[REPORT_NAME] = Record.of(adapter, folder).text()
         documents[CARD_NAME] = model_card(adapter)

@@ -12,13 +12,14 @@ from typing import Any
 
 from gam import strategies
 from gam.errors import AdapterError, OptionError
+from gam.files import REPORT_NAME
 from gam.hub.names import HubName, parse_name
 from gam.merging.options import OPTIONS
 from gam.merging.plan import Given, check_label
 from gam.recipes.document import KeyPath, line_of, parse
 from gam.recipes.mergekit import check_foreign
 from gam.recipes.names import check_names, methods
-from gam.report.record import REPORT_NAME, Record, is_record
+from gam.report.record import Record, is_record
 
 _Adapters = Sequence[Given] | Mapping[str, Given]
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from gam.adapter import Adapter
     from gam.report.types import InputReport, MergeReport, ModuleReport
 
-CARD_NAME = "README.md"
-
 _N = TypeVar("_N", int, float)
 
 _HUB = "https://huggingface.co"

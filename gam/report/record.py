@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gam.errors import AdapterError, OptionError
+from gam.files import REPORT_NAME
 from gam.hub.names import HubName, parse_name
 from gam.version import NUMERICS, __version__
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter, Source
-
-REPORT_NAME = "gam_merge.json"
 
 # What a value can be, by what messages call it.
 _KINDS: Mapping[str, type | tuple[type, ...]] = {

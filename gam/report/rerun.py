@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from gam.files import REPORT_NAME
 from gam.merging.options import DEFAULTS, OPTIONS
 from gam.report.markdown import printable
-from gam.report.record import REPORT_NAME
 
 if TYPE_CHECKING:
     from gam.report.types import InputReport, MergeReport

@@ -8,8 +8,9 @@ from helpers.adapters import assert_refused, make_adapter, memory_adapter
 
 from gam import merge_adapters
 from gam.errors import AdapterError, OptionError
+from gam.files import REPORT_NAME
 from gam.hub.names import HubName
-from gam.report.record import REPORT_NAME, Record, RecordedInput
+from gam.report.record import Record, RecordedInput
 from gam.version import NUMERICS, __version__
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
