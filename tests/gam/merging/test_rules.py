@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from gam.adapter import Adapter, LowRank
 from gam.api import merge_adapters
 from gam.errors import OptionError
+from gam.merging.options import MergeOptions
 from gam.merging.plan import plan_merge
-from gam.merging.rules import Rule, resolve
+from gam.merging.rules import Rule
+from gam.merging.settings import resolve
 from gam.strategies import STRATEGIES
 
 SHAPES = {
@@ -181,7 +183,7 @@ def test_a_gradient_spans_the_layers_that_its_pattern_matches():
 def test_gradients_are_linear_between_their_points(points, layers):
     names = [f"layers.{layer}.q" for layer in layers]
     run = {"method": "linear", "weights": [1.0, points], "scale": 1.0, "rank": "max"}
-    found = resolve([Rule.parse(run, "ab")], names, "ab", [], normalize=True)
+    found = resolve([Rule.parse(run, "ab")], names, "ab", [], MergeOptions(normalize=True))
     first, last = min(layers), max(layers)
     for name, layer in zip(names, layers, strict=True):
         place = (layer - first) / max(last - first, 1) * (len(points) - 1)
@@ -414,13 +416,13 @@ def test_adapters_may_be_given_by_label():
         (
             {"modules": {"*.q": {"density": 0.5}}},
             "modules '*.q': method 'gam' has no parameter 'density'; its parameters: "
-            "reference, retract, match_norm",
+            "reference, retract.",
             ("modules", "*.q", "density"),
         ),
         (
             {"modules": {"*.q": {"method": "ties", "densty": 0.5}}},
             "modules '*.q': methods 'gam', 'ties' have no parameter 'densty'; their parameters: "
-            "reference, retract, match_norm, density. Did you mean 'density'?",
+            "reference, retract, density. Did you mean 'density'?",
             ("modules", "*.q", "densty"),
         ),
         (
