@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from gam.files import REPORT_NAME
 from gam.merging.options import DEFAULTS, OPTIONS
 from gam.report.markdown import printable
 
@@ -22,7 +21,7 @@ def rerun_line(report: MergeReport) -> str:
     folders: the line says nothing of the machine.
     """
     if needs_record(report):
-        return f"gam-merge --config {REPORT_NAME} -o OUT"
+        return "gam-merge --config gam_merge.json -o OUT"
     options = {**report.options, "dtype": report.dtype}
     words = ["gam-merge", *map(_argument, report.inputs), "-o", "OUT"]
     for name, option in OPTIONS.items():
