@@ -464,7 +464,7 @@ def test_a_label_that_is_no_name_is_refused(label, tmp_path):
     for given in (folder, adapter("a")):
         with pytest.raises(OptionError) as caught:
             merge_adapters({label: given, "b": folder})
-        assert str(caught.value) == f"adapters: got {label!r} as a label, expected a name"
+        assert str(caught.value) == f"adapters: got {label!r} as a label, expected a name."
 
 
 def test_any_iterable_of_adapters_will_do():

@@ -216,7 +216,7 @@ def test_a_broken_plugin_is_named_and_in_nobodys_way(code, point, part, tmp_path
         PluginError,
         "method 'broken' of package 'pkg 0.3' (pkg_module:P)",
         part,
-        "tell its author, or uninstall the package",
+        "tell its author, or uninstall the package.",
     )
     assert strategies.get("gam") is STRATEGIES["gam"]
     assert strategies.names() == [*STRATEGIES, "broken"]

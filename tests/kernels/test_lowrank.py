@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gam_kernels.lowrank import Streamed, low_rank
 from gam_kernels.select import block_rows
-from gam_kernels.sketch import Streamed, low_rank
 
 
 def run(matrix, rank, dense_bytes=2**29, **options):

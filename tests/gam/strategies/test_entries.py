@@ -20,17 +20,17 @@ from gam.algebra.entrywise import kept_entries
 from gam.errors import OptionError
 from gam.strategies import STRATEGIES
 from gam.strategies.core_ties import core_dare_ties
-from gam.strategies.knots import knots_dare, knots_dare_ties
-from gam.strategies.linear import linear
-from gam.strategies.sparse import (
+from gam.strategies.entries import (
     breadcrumbs,
     dare_linear,
     dare_ties,
     della,
     della_linear,
     magnitude_prune,
+    ties,
 )
-from gam.strategies.ties import ties
+from gam.strategies.knots import knots_dare, knots_dare_ties
+from gam.strategies.linear import linear
 
 # --- the papers, literally ------------------------------------------------------------
 

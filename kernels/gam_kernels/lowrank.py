@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from gam_kernels._scratch import scratch
 from gam_kernels.gram.op import gram
 from gam_kernels.select import block_rows
 
@@ -41,7 +42,7 @@ class Streamed:
         rows: Callable[[int, int], torch.Tensor],
         shape: tuple[int, int],
         dense_bytes: int = 2**29,
-        storage: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+        reuse: bool = False,
     ) -> None:
         """Read nothing but the first row.
 
@@ -51,15 +52,15 @@ class Streamed:
                 product.
             shape: (d, k) of M.
             dense_bytes: The most memory in which M is kept rather than asked for again.
-            storage: ``storage(n, like)`` returns memory for n numbers of the dtype and on
-                the device of ``like``, of any contents; None allocates it anew.
+            reuse: Keep M in memory that the thread holds on to, and that the next matrix of
+                this kind then takes over: this one must no longer be in use by then.
         """
         self.shape = shape
         self.like = rows(0, 1)
         self.squared_norm = math.nan
         self._rows = rows
         self._dense: torch.Tensor | None = None
-        self._storage = storage or (lambda count, like: like.new_empty(count))
+        self._reuse = reuse
         self._kept = math.prod(shape) * self.like.element_size() <= dense_bytes
         height = block_rows(shape[1])
         self._blocks = [(a, min(a + height, shape[0])) for a in range(0, shape[0], height)]
@@ -68,16 +69,15 @@ class Streamed:
         """Return ``M x``; the first call reads M, keeps it if it is to be kept, and sums it up."""
         if self._dense is not None:
             return self._dense @ x
-        d, k = self.shape
-        dense = self._storage(d * k, self.like).view(d, k) if self._kept else None
-        y = self.like.new_empty(d, x.shape[1])
-        wide = self.like.new_empty(block_rows(k) * k, dtype=torch.float64)
+        dense = self._memory() if self._kept else None
+        y = self.like.new_empty(self.shape[0], x.shape[1])
         total = 0.0
         for first, last in self._blocks:
             block = self._rows(first, last)
             torch.mm(block, x, out=y[first:last])
-            flat = wide[: block.numel()].copy_(block.view(-1))
-            total += float(flat.dot(flat))
+            wide = scratch("wide", (block.numel(),), torch.float64, block.device)
+            wide.copy_(block.view(-1))
+            total += float(wide.dot(wide))
             if dense is not None:
                 dense[first:last] = block
         self.squared_norm, self._dense = total, dense
@@ -92,6 +92,11 @@ class Streamed:
             z.addmm_(self._rows(first, last).mT, q[first:last])
         return z
 
+    def _memory(self) -> torch.Tensor:
+        if self._reuse:
+            return scratch("dense", self.shape, self.like.dtype, self.like.device)
+        return self.like.new_empty(self.shape)
+
 
 def low_rank(
     matrix: Matrix,
@@ -104,16 +109,9 @@ def low_rank(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Approximate a matrix M by ``left @ right^T`` of a given rank.
 
-    Subspace iteration with Rayleigh-Ritz, a half-step at a time: from an orthonormal X the
-    product Y = M X, whose leading singular vectors are those of M X X^T; from them Q, and
-    from Q the product M^T Q likewise. Every half-step keeps more of the energy of M. The
-    gains fall from one to the next by a rate that itself grows towards one; with its square
-    root in place of those to come, what is left to gain is below the last gain times
-    sqrt(rate) / (1 - sqrt(rate)). It ends when that is at most ``tolerance`` of the energy
-    kept, or when the last two half-steps together gained no more than that.
-
-    The first X is the leading ``rank + oversample / 2`` directions of ``start`` and random ones
-    besides, always the same.
+    Subspace iteration with Rayleigh-Ritz, a half-step at a time, that ends when little is left
+    to gain (see ``tolerance``). It begins from the leading ``rank + oversample / 2`` directions
+    of ``start`` and random ones besides, always the same.
 
     Args:
         matrix: M [d, k].
@@ -121,7 +119,7 @@ def low_rank(
         start: [k, s] directions, independent or not, that the leading right singular vectors
             are expected near; the longer one is, the more it matters. Not modified.
         iterations: The most that are done, of two half-steps each, at least 1.
-        tolerance: See above; 0 does all iterations.
+        tolerance: The share of the energy kept that may be left to gain; 0 does all iterations.
         oversample: Directions carried besides the ``rank`` that are asked for.
 
     Returns:
@@ -149,9 +147,35 @@ def low_rank(
         raise ValueError(f"start: got shape {tuple(start.shape)}, expected ({k}, s)")
     rank = min(rank, d, k)
     width = min(rank + oversample, d, k)
-    kept, gain = 0.0, math.inf
     directions = _start(start, k, width, rank + oversample // 2, matrix.like)
-    for step in range(2 * iterations):
+    product, basis, onto_left = _iterate(matrix, directions, rank, 2 * iterations, tolerance)
+    if not onto_left:
+        return basis, product
+    # M X X^T: its columns made orthonormal, zero ones too; the triangle is all but diagonal.
+    orthonormal: torch.Tensor
+    orthonormal, triangle = torch.linalg.qr(product)
+    return orthonormal, basis @ triangle.mT
+
+
+def _iterate(
+    matrix: Matrix, directions: torch.Tensor, rank: int, steps: int, tolerance: float
+) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """Take half-steps from ``directions`` [k, width] until too little is left to gain.
+
+    From an orthonormal X comes the product Y = M X, whose leading singular vectors are those of
+    M X X^T; from them Q, and from Q the product M^T Q likewise. Every half-step keeps more of the
+    energy of M. The gains fall from one to the next by a rate that itself grows towards one; with
+    its square root in place of those to come, what is left to gain is below the last gain times
+    sqrt(rate) / (1 - sqrt(rate)). It ends when that is at most ``tolerance`` of the energy kept,
+    or when the last two half-steps together gained no more than that.
+
+    Returns:
+        The leading ``rank`` columns of the last product and of the basis that it is of, turned
+        so that those of the product are orthogonal and decrease; and whether it is M times the
+        basis, rather than ``M^T`` times it.
+    """
+    kept, gain = 0.0, math.inf
+    for step in range(steps):
         basis = torch.linalg.qr(directions).Q
         onto_left = step % 2 == 0
         product = matrix.times(basis) if onto_left else matrix.transposed_times(basis)
@@ -166,13 +190,7 @@ def low_rank(
         if len(basis) == basis.shape[1]:  # nothing is projected away
             break
         directions = product @ turn
-    product, basis = product @ turn[:, :rank], basis @ turn[:, :rank]
-    if not onto_left:
-        return basis, product
-    # M X X^T: its columns made orthonormal, zero ones too; the triangle is all but diagonal.
-    orthonormal: torch.Tensor
-    orthonormal, triangle = torch.linalg.qr(product)
-    return orthonormal, basis @ triangle.mT
+    return product @ turn[:, :rank], basis @ turn[:, :rank], onto_left
 
 
 def _start(

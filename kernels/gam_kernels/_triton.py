@@ -1,4 +1,4 @@
-"""What the kernels share: loading rows of columns that lie anywhere in memory."""
+"""What the kernels share: tiles of matrices, and of columns that lie anywhere in memory."""
 
 from __future__ import annotations
 
@@ -54,3 +54,23 @@ def load_rows(pointers, strides, there, rows, stop, RUN: tl.constexpr, EVEN: tl.
     else:
         mask = there & (rows < stop)[:, None]
     return tl.load(entries, mask=mask, other=0.0)
+
+
+@triton.jit
+def load_tile(matrix_ptr, rows, columns, height, width):
+    """Return the entries at rows [R] and columns [C] of a contiguous matrix, zero outside it."""
+    return tl.load(
+        matrix_ptr + rows[:, None] * width + columns[None, :],
+        mask=(rows < height)[:, None] & (columns < width)[None, :],
+        other=0.0,
+    )
+
+
+@triton.jit
+def store_tile(matrix_ptr, rows, columns, height, width, tile):
+    """Store what lies inside a contiguous matrix of a tile at rows [R] and columns [C]."""
+    tl.store(
+        matrix_ptr + rows[:, None] * width + columns[None, :],
+        tile,
+        mask=(rows < height)[:, None] & (columns < width)[None, :],
+    )
