@@ -105,7 +105,7 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
             ("safetensors", "gam_kernels", "gam.formats.read", "gam.strategies"),
         ),
         ("gam.report.types", ("safetensors", "gam_kernels")),
-        ("gam.report.card", ("torch", "safetensors", "gam_kernels", "gam.strategies")),
+        ("gam.report.card", ("torch", "safetensors", "gam_kernels", "gam.merging.plan")),
         ("gam.formats.read", ("gam_kernels", "gam.strategies", "gam.save", "gam.report.card")),
         (
             "gam.save",
