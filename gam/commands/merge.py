@@ -311,15 +311,15 @@ def main(
             click.echo(_pushed_text(pushed))
         return
     from gam.files import REPORT_NAME
-    from gam.load import input_files
+    from gam.load import local_paths, settle_all
     from gam.merging.execute import execute
     from gam.recipes.recipe import Recipe, read_recipe
     from gam.save import check_output
 
     recipe = Recipe() if config is None else read_recipe(config)
-    inputs = recipe.inputs(adapters)
+    inputs = settle_all(recipe.inputs(adapters))
     if output is not None:
-        check_output(output, overwrite=overwrite, inputs=input_files(inputs))
+        check_output(output, overwrite=overwrite, inputs=local_paths(inputs))
     if target is not None:
         check_target(target)
     plan = recipe.plan(inputs, allow_changes=allow_changes, **given, **params)

@@ -22,8 +22,8 @@ from gam.algebra.calibrate import pico
 from gam.algebra.factorize import Spectrum, choose_rank, decompose
 from gam.algebra.updates import Product, Rows, Side, Update
 from gam.errors import AdapterError, PluginError
-from gam.formats.peft_config import facts_of, output_config
-from gam.load import input_files
+from gam.formats import PEFT
+from gam.load import local_paths, settle_all
 from gam.merging.batches import batches, resolve
 from gam.merging.devices import moved, natural_device, wait, working_on
 from gam.merging.plan import Given, Plan, PlannedModule, plan_merge
@@ -88,9 +88,9 @@ def merge_adapters(
         ... # doctest: +SKIP
     """
     recipe = Recipe() if config is None else read_recipe(config)
-    adapters = recipe.inputs(adapters)
+    adapters = settle_all(recipe.inputs(adapters))
     if output is not None:
-        check_output(output, overwrite, input_files(adapters))
+        check_output(output, overwrite, local_paths(adapters))
     merged = execute(recipe.plan(adapters, allow_changes=allow_changes, **options))
     if output is not None:
         merged.save(output, overwrite=overwrite)
@@ -129,11 +129,11 @@ def execute(plan: Plan, progress: Callable[[int, int], None] | None = None) -> A
             progress(len(merged), len(plan.modules))
     if plan.options["uniform_rank"]:
         widest = max(module.rank for module in merged.values())
-        merged = {name: _pad(module, widest) for name, module in merged.items()}
+        merged = {name: module.padded(widest) for name, module in merged.items()}
         reports = {name: replace(module, rank=widest) for name, module in reports.items()}
     outcome = {module.name: merged[module.name] for module in plan.modules}
     report = _report(plan, [reports[name] for name in outcome], tallies, warnings)
-    config = output_config(
+    config = PEFT.config(
         {name: module.rank for name, module in outcome.items()},
         [adapter.config for adapter in plan.adapters],
     )
@@ -144,7 +144,7 @@ def execute(plan: Plan, progress: Callable[[int, int], None] | None = None) -> A
         name=plan.strategy.name,
         report=report,
         inputs=[source for source in sources if source is not None],
-        facts=facts_of(config),
+        facts=PEFT.facts(config),
     )
 
 
@@ -401,12 +401,6 @@ def _zeros(
         factors.append(LowRank(a, b))
         reports.append(_module_report(plan, module, rank, nothing, {}))
     return factors, reports, [nothing] * len(modules)
-
-
-def _pad(module: LowRank, rank: int) -> LowRank:
-    extra = rank - module.rank
-    pad = torch.nn.functional.pad
-    return LowRank(pad(module.lora_a, (0, 0, 0, extra)), pad(module.lora_b, (0, extra)))
 
 
 def _module_report(

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from os import PathLike
 from typing import Any, TypeAlias
 
 import torch
 
 from gam import strategies
-from gam.adapter import Adapter
+from gam.adapter import Adapter, Facts
 from gam.algebra.calibrate import CALIBRATIONS
 from gam.errors import AdapterError, OptionError
-from gam.formats.peft_config import CONFIG_NAME, facts_of
-from gam.formats.read import check_modules, read_config
-from gam.hub.download import HubAdapter
-from gam.hub.names import HubName, Place
-from gam.load import find_adapter, label_of, open_adapter
+from gam.formats.peft_config import CONFIG_NAME
+from gam.hub.names import Place
+from gam.load import Settled, find, known_facts, label_of, open_adapter, settle_all
 from gam.merging.devices import choose_device, natural_device
 from gam.merging.rules import Rule, Settings, is_number, make_rules, record, resolve
 from gam.merging.threads import run
@@ -29,8 +26,6 @@ _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float
 
 Given: TypeAlias = Place | Adapter
 """What an adapter may be given as."""
-
-_Found: TypeAlias = str | PathLike[str] | HubAdapter | Adapter
 
 Weights: TypeAlias = Sequence[float | Sequence[float]] | Mapping[str, float | Sequence[float]]
 """One number for each adapter, or a gradient over the layers."""
@@ -166,11 +161,10 @@ def plan_merge(
     """
     strategy = strategies.get(method)
     strategy.load()  # what is broken shows before anything is read
-    if isinstance(adapters, (str, PathLike, HubName, Adapter)):
-        raise OptionError(f"adapters: got one, {adapters!r}; give a list of adapters")
-    labels = list(adapters) if isinstance(adapters, Mapping) else None
-    adapters = list(adapters.values() if isinstance(adapters, Mapping) else adapters)
-    if not adapters:
+    settled = settle_all(adapters)
+    labels = list(settled) if isinstance(settled, Mapping) else None
+    places = list(settled.values() if isinstance(settled, Mapping) else settled)
+    if not places:
         raise OptionError("adapters: got none; give at least one to merge")
     for label in labels or []:
         check_label(label)
@@ -194,10 +188,10 @@ def plan_merge(
         raise OptionError(f"alpha: got {alpha!r}, expected a finite number", "alpha")
 
     wanted = choose_device(device)
-    labels = _labels(adapters) if labels is None else labels
+    labels = _labels(places) if labels is None else labels
     own = {
         "method": method,
-        "weights": [1.0] * len(adapters) if weights is None else weights,
+        "weights": [1.0] * len(places) if weights is None else weights,
         "scale": scale,
         "rank": rank,
         **params,
@@ -205,16 +199,17 @@ def plan_merge(
     rules = make_rules(own, modules or {}, labels)
     absent = [label for label in labels if not any(rule.takes(label) for rule in rules)]
     # What is on the Hub is checked as far as its configs go before weights are downloaded.
-    found = list(run(partial(_find, allow_pickle), adapters))
+    found = list(run(partial(find, allow_pickle=allow_pickle), places))
     if not allow_base_mismatch:
-        _check_bases(list(_known_configs(found, labels)))
-    loaded = list(run(partial(_open, alpha, allow_pickle), found, labels))
+        _check_bases(labels, [known_facts(adapter) for adapter in found])
+    read = partial(open_adapter, alpha=alpha, allow_pickle=allow_pickle)
+    loaded = list(run(read, found, labels))
     chosen = wanted or natural_device(loaded)
     _check_unchanged(loaded, expect or {})
     if alpha is not None and not any(a.source and a.source.alpha is not None for a in loaded):
         raise OptionError("alpha: every adapter states its own alpha; leave --alpha out", "alpha")
     if not allow_base_mismatch:
-        _check_bases([(adapter.name, adapter.config) for adapter in loaded])
+        _check_bases(labels, [adapter.facts for adapter in loaded])
     shapes = _shapes(loaded)
     present = [adapter for adapter in loaded if adapter.name not in absent]
     names = sorted({name for adapter in present for name in adapter.modules})
@@ -258,9 +253,9 @@ def check_label(label: Any, where: str = "") -> None:
         raise OptionError(f"{where}adapters: got {label!r} as a label, expected a name")
 
 
-def _labels(adapters: Sequence[Any]) -> list[str]:
+def _labels(places: Sequence[Settled]) -> list[str]:
     """Return a short unique label for each adapter."""
-    names = [a.name if isinstance(a, Adapter) else label_of(a) for a in adapters]
+    names = [label_of(place) for place in places]
     labels: list[str] = []
     for name in names:
         # Count on from 1 past every label and every name that is there already.
@@ -268,28 +263,6 @@ def _labels(adapters: Sequence[Any]) -> list[str]:
         taken = {*labels, *names}
         labels.append(next(f for f in free if f not in taken) if names.count(name) > 1 else name)
     return labels
-
-
-def _find(allow_pickle: bool, adapter: Given) -> _Found:
-    return adapter if isinstance(adapter, Adapter) else find_adapter(adapter, allow_pickle)
-
-
-def _known_configs(
-    found: Sequence[_Found], labels: Sequence[str]
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield label and config of the adapters whose config is known before they are opened."""
-    for adapter, label in zip(found, labels, strict=True):
-        if isinstance(adapter, Adapter):
-            yield label, adapter.config
-        elif isinstance(adapter, HubAdapter):
-            yield label, read_config(adapter.config, str(adapter.name))
-
-
-def _open(alpha: float | None, allow_pickle: bool, adapter: _Found, label: str) -> Adapter:
-    if isinstance(adapter, Adapter):
-        modules = check_modules(adapter.modules, label)
-        return replace(adapter, name=label, modules=modules, facts=facts_of(adapter.config))
-    return open_adapter(adapter, label, alpha=alpha, allow_pickle=allow_pickle)
 
 
 def _check_unchanged(
@@ -315,13 +288,14 @@ def _check_unchanged(
         )
 
 
-def _check_bases(configs: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    for key, what in (("base_model_name_or_path", "base model"), ("revision", "base revision")):
-        named = [(name, config[key]) for name, config in configs if config.get(key)]
-        for name, base in named[1:]:
+def _check_bases(labels: Sequence[str], facts: Sequence[Facts | None]) -> None:
+    for key, what in (("base", "base model"), ("revision", "base revision")):
+        stated = [(label, getattr(f, key, None)) for label, f in zip(labels, facts, strict=True)]
+        named = [(label, base) for label, base in stated if base]
+        for label, base in named[1:]:
             if str(base).rstrip("/") != str(named[0][1]).rstrip("/"):
                 raise AdapterError(
-                    f"{what}: {named[0][0]!r} was trained on {named[0][1]!r} but {name!r} on "
+                    f"{what}: {named[0][0]!r} was trained on {named[0][1]!r} but {label!r} on "
                     f"{base!r}; updates of different models do not add up. "
                     "If the two are the same weights, pass --allow-base-mismatch"
                 )

@@ -6,8 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from gam.errors import OptionError
-from gam.files import one_line
+from gam.errors import OptionError, one_line
 
 if TYPE_CHECKING:
     from yaml import Node, ScalarNode

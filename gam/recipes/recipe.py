@@ -17,6 +17,7 @@ from gam import strategies
 from gam.errors import AdapterError, OptionError, PluginError
 from gam.files import REPORT_NAME
 from gam.hub.names import HubName, parse_name
+from gam.load import settle
 from gam.merging.plan import Given, Plan, check_label, plan_merge
 from gam.merging.rules import MODULE_OPTIONS
 from gam.recipes.document import parse
@@ -284,15 +285,8 @@ def _adapters(value: Any, lines: Mapping[_Path, int], file: Path, where: str) ->
         )
     for label in value if isinstance(value, dict) else ():
         check_label(label, f"{where}, line {_line(lines, ('adapters', label))}: ")
-    found = [_place(place, file.parent) for place in places]
+    found = [settle(place, file.parent) for place in places]
     return dict(zip(value, found, strict=True)) if isinstance(value, dict) else found
-
-
-def _place(text: str, folder: Path) -> Path | HubName:
-    """Return the path that is there, seen from a folder; else a name on the Hub, if it is one."""
-    path = folder / Path(text).expanduser()
-    name = parse_name(text)
-    return path if name is None or (path.exists() and not text.startswith("hf://")) else name
 
 
 def _from(folder: Path, source: str) -> Path:

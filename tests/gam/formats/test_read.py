@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from gam.adapter import Adapter
 from gam.errors import AdapterError, OptionError
-from gam.formats.read import default_name, read_adapter
+from gam.load import default_name, read_adapter
 
 with quiet_peft():
     from peft import (

@@ -24,7 +24,7 @@ from helpers.adapters import (
 )
 
 from gam.errors import AdapterError
-from gam.formats.read import read_adapter
+from gam.load import read_adapter
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
