@@ -111,7 +111,7 @@ def settle_all(
         AdapterError: As for `settle`.
     """
     if isinstance(adapters, (str, PathLike, HubName, Adapter)):
-        raise OptionError(f"adapters: got one, {adapters!r}, expected a list. Put it in a list.")
+        raise OptionError(f"adapters: got one, {adapters!r}, expected a list of adapters.")
     if isinstance(adapters, Mapping):
         return {label: settle(adapter) for label, adapter in adapters.items()}
     return [settle(adapter) for adapter in adapters]
