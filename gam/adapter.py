@@ -8,16 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gam.errors import OutputError
-
 if TYPE_CHECKING:
     import os
     from pathlib import Path
 
     from gam.report.types import MergeReport
-
-PREFIX = "base_model.model."
-"""What PEFT puts before a module's path in the names of an adapter's tensors."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +77,14 @@ class LowRank:
         dtype = torch.promote_types(self.lora_b.dtype, torch.float32)
         scaled = (self.lora_b.to(dtype) * self.scale).to(self.lora_b.dtype)
         return replace(self, lora_b=scaled, scale=1.0)
+
+    def padded(self, rank: int) -> LowRank:
+        """Return the same update at a larger rank, filled with zeros."""
+        extra = rank - self.rank
+        pad = torch.nn.functional.pad
+        return replace(
+            self, lora_a=pad(self.lora_a, (0, 0, 0, extra)), lora_b=pad(self.lora_b, (0, extra))
+        )
 
     def __repr__(self) -> str:
         """Shapes and dtype; never the values."""
@@ -197,25 +200,16 @@ class Adapter:
         """Return the tensors as PEFT names them, for a config with alpha = r everywhere.
 
         Returns:
-            ``base_model.model.<module>.lora_A.weight`` [r, in] and ``.lora_B.weight``
-            [out, r], modules sorted by name, dtypes as they are. A scaling other than 1 is
-            multiplied into ``lora_B``; all else shares memory with the adapter.
+            For each module ``lora_A.weight`` [r, in] and ``lora_B.weight`` [out, r], sorted by
+            module, dtypes as they are. A scaling other than 1 is multiplied into ``lora_B``;
+            all else shares memory with the adapter.
 
         Raises:
             OutputError: A scaled factor does not fit its dtype.
         """
-        tensors = {}
-        for name, module in sorted(self.modules.items()):
-            folded = module.folded()
-            if folded is not module and not bool(torch.isfinite(folded.lora_b).all()):
-                raise OutputError(
-                    f"adapter {self.name!r}, module {name!r}: scaling {module.scale:g} takes "
-                    f"lora_B out of the range of {_dtype_name(module.lora_b.dtype)}. "
-                    "Write it in float32 or bfloat16."
-                )
-            tensors[f"{PREFIX}{name}.lora_A.weight"] = folded.lora_a
-            tensors[f"{PREFIX}{name}.lora_B.weight"] = folded.lora_b
-        return tensors
+        from gam.formats import PEFT
+
+        return PEFT.tensors(self.modules, self.name)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the adapter as a folder that PEFT and vLLM load.
@@ -261,7 +255,8 @@ class Adapter:
             OptionError: The name is no name of a repository, or options do not go together.
             OutputError: This is not the result of a merge, or the push was refused or failed.
         """
-        from gam.hub.push import Target, push_adapter
+        from gam.hub.push import Target
+        from gam.save import push_adapter
 
         target = Target(repo, private, revision, create_pr, commit_message, allow_foreign_repo)
         return push_adapter(self, target).url

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from gam.adapter import Adapter
-from gam.formats.peft_config import facts_of, output_config
+from gam.formats import PEFT
 from gam.hub.push import Pushed, Target, check_target, push_folder
-from gam.load import input_files
+from gam.load import local_paths, settle_all
 from gam.merging.execute import Progress, execute
 from gam.merging.options import documented
 from gam.merging.plan import Given, Plan, plan_merge
@@ -142,9 +142,9 @@ def run_merge(
         GamError: Something is refused; or the folder is complete and the push failed.
     """
     recipe = Recipe() if config is None else read_recipe(config)
-    inputs = recipe.inputs(adapters)
+    inputs = settle_all(recipe.inputs(adapters))
     if output is not None:
-        check_output(output, overwrite, input_files(inputs))
+        check_output(output, overwrite, local_paths(inputs))
     if target is not None:
         check_target(target)
     plan = _planned(recipe, inputs, options, allow_changes)
@@ -175,8 +175,8 @@ def _planned(
 def _described(merged: Adapter, plan: Plan) -> Adapter:
     """Return the result of a merge with the config of its format."""
     ranks = {name: module.rank for name, module in merged.modules.items()}
-    config = output_config(ranks, [adapter.config for adapter in plan.adapters])
-    return replace(merged, config=config, facts=facts_of(config))
+    config = PEFT.config(ranks, [adapter.config for adapter in plan.adapters])
+    return replace(merged, config=config, facts=PEFT.facts(config))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,8 @@
-"""What can go wrong, as the user sees it: every error says what, where, and what to do."""
+"""What can go wrong, as the user sees it.
+
+Every text is one line: ``what, where: got X, expected Y. What to do.`` A command to copy may
+stand at its end, without a period.
+"""
 
 
 class GamError(Exception):
@@ -28,3 +32,8 @@ class OutputError(GamError, OSError):
 
 class PluginError(GamError, ImportError):
     """A method that another package brings cannot be used."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return the text of any error without line breaks."""
+    return " ".join(str(error).split())

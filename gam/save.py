@@ -1,24 +1,22 @@
-"""Writing an adapter folder: complete or absent."""
+"""Adapters to a folder, complete or absent, and from memory to the Hub."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
+import dataclasses
 import json
 import os
-import secrets
-import shutil
-import struct
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
-
-import torch
+from collections.abc import Iterable
+from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
 
 from gam.adapter import Adapter
-from gam.errors import GamError, OutputError
-from gam.files import CARD_NAME, DTYPES, OWN_FILES, REPORT_NAME, WEIGHTS_NAME, one_line
-from gam.formats.peft_config import CONFIG_NAME, output_config
+from gam.errors import OutputError
+from gam.files import CARD_NAME, REPORT_NAME, new_folder, write_new, writing
+from gam.formats import PEFT
+from gam.formats.peft import WEIGHTS_NAME
+from gam.formats.peft_config import CONFIG_NAME
+from gam.formats.safetensors import encode
+from gam.hub.push import OWN_FILES, Pushed, Target, check_target, push_folder
 
 _LONGEST_NAME = 255  # bytes, in every usual file system
 
@@ -46,7 +44,7 @@ def check_output(
         OutputError: Writing there would fail or destroy something.
     """
     where = os.fspath(path)
-    with _writing(where):
+    with writing(f"output {where!r}"):
         final = Path(path).resolve()
         if not where or not final.name or Path.cwd().is_relative_to(final):
             raise OutputError(f"output {where!r}: expected the name of a folder to write.")
@@ -93,36 +91,51 @@ def write_adapter(
     final = check_output(path, overwrite=overwrite, inputs=_inputs(adapter))
     tensors = adapter.state_dict()
     documents = _documents(adapter, final)
-    token = secrets.token_hex(4)
-    stem = final.name if len(os.fsencode(final.name)) < 200 else "merged"
-    temporary = final.with_name(f".{stem}.{token}.tmp")
-    with _writing(where):
-        created = [folder for folder in final.parents if not folder.exists()]
-        try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            temporary.mkdir()
-            _write_tensors(tensors, temporary / WEIGHTS_NAME)
-            for name, text in documents.items():
-                _write_file(temporary / name, [text.encode()])
-            _sync_folder(temporary)
-            if overwrite and final.exists():
-                _replace(temporary, final, final.with_name(f".{stem}.{token}.old"))
-            else:
-                temporary.rename(final)  # fails if something has appeared there meanwhile
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            for folder in created:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-            raise
-        _sync_folder(final.parent)
+    with writing(f"output {where!r}"), new_folder(final, overwrite) as folder:
+        write_new(folder / WEIGHTS_NAME, encode(tensors, PEFT.metadata()))
+        for name, text in documents.items():
+            write_new(folder / name, [text.encode()])
     return final
+
+
+def push_adapter(adapter: Adapter, target: Target) -> Pushed:
+    """Push a merge that need not be on disk; what is pushed names inputs without their paths.
+
+    Args:
+        adapter: The result of a merge.
+        target: Where to.
+
+    Returns:
+        Where it is now.
+
+    Raises:
+        OptionError: As in `check_target`.
+        OutputError: The adapter is not the result of a merge, or the push failed.
+    """
+    if adapter.report is None:
+        raise OutputError(
+            f"push of adapter {adapter.name!r}: it is not the result of a merge. Merge it, or "
+            "push the folder of an earlier merge with gam.push_to_hub."
+        )
+    check_target(target)
+    inputs = [
+        dataclasses.replace(entry, source=PurePath(entry.source).name)
+        if entry.source and not entry.commit
+        else entry
+        for entry in adapter.report.inputs
+    ]
+    report = dataclasses.replace(adapter.report, inputs=inputs)
+    nameless = dataclasses.replace(adapter, report=report, inputs=())
+    with TemporaryDirectory() as folder:
+        path = write_adapter(nameless, Path(folder) / "merged")
+        way_on = "The merge is complete in memory; push it again, or save it."
+        return push_folder(path, target, way_on)
 
 
 def _documents(adapter: Adapter, folder: Path) -> dict[str, str]:
     """Return name -> text of every file but the weights, for this folder."""
     ranks = {module: update.rank for module, update in adapter.modules.items()}
-    config = output_config(ranks, [adapter.config])
+    config = PEFT.config(ranks, [adapter.config])
     documents = {CONFIG_NAME: json.dumps(config, indent=2, sort_keys=True) + "\n"}
     if adapter.report is not None:
         from gam.report.card import model_card
@@ -131,55 +144,6 @@ def _documents(adapter: Adapter, folder: Path) -> dict[str, str]:
         documents[REPORT_NAME] = Record.of(adapter, folder).text()
         documents[CARD_NAME] = model_card(adapter)
     return documents
-
-
-def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file, the bytes that `safetensors.torch.save_file` writes.
-
-    Done here because that function copies all tensors first (safetensors 0.4), creates the
-    file readable by its owner only (0.8), and reports a full disk without the error code.
-    """
-    # Wide dtypes first, which keeps every tensor aligned.
-    keys = sorted(tensors, key=lambda key: (-tensors[key].element_size(), key))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    start = 0
-    for key in keys:
-        tensor = tensors[key]
-        if tensor.dtype not in DTYPES:
-            raise OutputError(f"tensor {key!r}: {tensor.dtype} is no dtype of an adapter. Cast it.")
-        stop = start + tensor.numel() * tensor.element_size()
-        header[key] = {
-            "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, stop],
-        }
-        start = stop
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    blocks = (_raw_bytes(tensors[key]) for key in keys)
-    _write_file(path, [struct.pack("<Q", len(text)), text], blocks)
-
-
-def _raw_bytes(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
-
-
-@contextlib.contextmanager
-def _writing(where: str) -> Iterator[None]:
-    try:
-        yield
-    except GamError:
-        raise
-    except (OSError, RuntimeError, ValueError) as error:  # also loops of links, NUL in a path
-        code = error.errno if isinstance(error, OSError) else None
-        reason = error.strerror if isinstance(error, OSError) else None
-        remedy = "Choose another place"
-        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = "Free some space or choose another place"
-        raise OutputError(
-            f"output {where!r}: cannot write: {reason or one_line(error)}. {remedy}."
-        ) from error
 
 
 def _holds(final: Path, source: Path) -> bool:
@@ -224,36 +188,3 @@ def _inputs(adapter: Adapter) -> list[str]:
     """Return the files that an adapter was made from."""
     sources = [*adapter.inputs, *([adapter.source] if adapter.source is not None else [])]
     return [str(source.path) for source in sources]
-
-
-def _write_file(path: Path, head: Iterable[bytes], blocks: Iterable[memoryview] = ()) -> None:
-    """Write a new file and flush it to the disk."""
-    with path.open("xb") as file:
-        for data in head:
-            file.write(data)
-        for block in blocks:
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows cannot flush a folder
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _replace(temporary: Path, final: Path, aside: Path) -> None:
-    """Swap a complete folder in; the old one is removed only after that."""
-    final.rename(aside)
-    try:
-        temporary.rename(final)
-    except BaseException:
-        if not final.exists():
-            aside.rename(final)
-        raise
-    shutil.rmtree(aside)

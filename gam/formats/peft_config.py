@@ -10,6 +10,7 @@ the maths in a way we do not know, so it must be empty.
 from __future__ import annotations
 
 import functools
+import json
 import math
 import re
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from gam.adapter import Facts
-from gam.errors import AdapterError
+from gam.errors import AdapterError, one_line
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -169,6 +170,53 @@ _RESOLVED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "bias": (_is_bias, "'none', 'all' or 'lora_only'"),
 }
 _PATTERNS = {"rank_pattern": _RESOLVED["r"], "alpha_pattern": _RESOLVED["lora_alpha"]}
+
+
+def read_config(data: bytes, where: str) -> dict[str, Any]:
+    """Return an ``adapter_config.json``, refused where it describes no plain LoRA.
+
+    Args:
+        data: The bytes of the file.
+        where: What the user called the adapter.
+
+    Returns:
+        Its keys, as they are.
+
+    Raises:
+        AdapterError: It cannot be merged, or is damaged.
+    """
+    config = parse_object(data, CONFIG_NAME, where)
+    check_config(config, where)
+    return config
+
+
+def parse_object(data: str | bytes, what: str, where: str) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Args:
+        data: Text, or bytes of UTF-8.
+        what: What it is called in messages.
+        where: What the user called the adapter.
+
+    Raises:
+        AdapterError: It is no JSON object.
+    """
+    try:
+        value = json.loads(data.decode("utf-8") if isinstance(data, bytes) else data)
+    except UnicodeDecodeError:
+        raise AdapterError(
+            f"adapter {where!r}: {what} is not UTF-8 text. Save it again with PEFT."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(
+            f"adapter {where!r}: {what} is not JSON ({one_line(error)}). Save it again with PEFT."
+        ) from None
+    if not isinstance(value, dict):
+        raise AdapterError(
+            f"adapter {where!r}: {what} holds a {type(value).__name__}, expected an object. "
+            "Save it again with PEFT."
+        )
+    return value
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from gam.errors import AdapterError
-from gam.files import PICKLE_NAME, WEIGHTS_NAME
+from gam.formats.peft import PICKLE_NAME, WEIGHTS_NAME
 from gam.formats.peft_config import CONFIG_NAME
 from gam.hub.faults import ask, faults, is_unreachable
 from gam.hub.names import HubName

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-from gam.errors import AdapterError, GamError
-from gam.files import one_line
+from gam.errors import AdapterError, GamError, one_line
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -53,7 +52,8 @@ def faults() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import HfHubHTTPError
 
     # The bases are those of the HTTP library's errors, whichever one this version uses.
-    # RuntimeError is around errors of uploads; the last two are for answers without sense.
+    # RuntimeError is around errors of uploads; the last two are raised by an answer of which
+    # the client can make nothing.
     return (*HfHubHTTPError.__bases__, OSError, RuntimeError, ValueError, LookupError)
 
 
@@ -92,7 +92,7 @@ def _describe(error: Exception) -> str:
             "Check the connection, the proxy and HF_ENDPOINT, and try again."
         )
     else:
-        text = f"{constants.ENDPOINT} answers without sense ({said}). Check HF_ENDPOINT."
+        text = f"{constants.ENDPOINT} does not answer as a Hub does ({said}). Check HF_ENDPOINT."
     return text.replace(token, "<token>") if token else text
 
 

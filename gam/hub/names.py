@@ -55,7 +55,7 @@ Place: TypeAlias = str | PathLike[str] | HubName
 """Where an adapter is: text is a path or a name on the Hub."""
 
 
-def hub_name(adapter: object) -> HubName | None:
+def hub_name(adapter: object, path: str | PathLike[str] | None = None) -> HubName | None:
     """Return the name on the Hub that a string is; None for what is or can only be a path.
 
     A local path wins over a name on the Hub; ``hf://`` before it forces the Hub. A
@@ -63,6 +63,7 @@ def hub_name(adapter: object) -> HubName | None:
 
     Args:
         adapter: What a user may give as an adapter.
+        path: The path that a string stands for; None for the string itself.
 
     Returns:
         The name, or None.
@@ -77,8 +78,9 @@ def hub_name(adapter: object) -> HubName | None:
     if not isinstance(adapter, str):
         return adapter if isinstance(adapter, HubName) else None
     name = parse_name(adapter)
-    is_path = name is not None and not adapter.startswith("hf://") and _is_there(adapter)
-    return None if is_path else name
+    if name is None or adapter.startswith("hf://"):
+        return name
+    return None if _is_there(adapter if path is None else path) else name
 
 
 def parse_name(text: str) -> HubName | None:
@@ -105,7 +107,7 @@ def is_repo_name(text: str) -> bool:
     return found is not None and not re.search(r"--|\.\.|\.git$|/.{97}", text)
 
 
-def _is_there(path: str) -> bool:
+def _is_there(path: str | PathLike[str]) -> bool:
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):

@@ -8,14 +8,14 @@ import os
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePath
-from tempfile import TemporaryDirectory
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gam.errors import OptionError, OutputError
-from gam.files import OWN_FILES, REPORT_NAME, WEIGHTS_NAME
+from gam.files import CARD_NAME, REPORT_NAME
+from gam.formats.peft import FILES, WEIGHTS_NAME
 from gam.formats.peft_config import CONFIG_NAME
 from gam.hub.faults import ask
 from gam.hub.names import is_repo_name
@@ -24,7 +24,8 @@ from gam.version import __version__
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-    from gam.adapter import Adapter
+OWN_FILES = FILES | {REPORT_NAME, CARD_NAME}
+"""What a merge's folder may hold."""
 
 _PATIENCE = 60.0  # seconds without a byte from the Hub; the client itself has no limit
 
@@ -137,38 +138,7 @@ def push_to_hub(
     return push_folder(folder, target).url
 
 
-def push_adapter(adapter: Adapter, target: Target) -> Pushed:
-    """Push a merge that need not be on disk; what is pushed names inputs without their paths.
-
-    Raises:
-        OptionError: As in `check_target`.
-        OutputError: The adapter is not the result of a merge, or the push failed.
-    """
-    from gam.save import write_adapter
-
-    if adapter.report is None:
-        raise OutputError(
-            f"push of adapter {adapter.name!r}: it is not the result of a merge. Merge it, or "
-            "push the folder of an earlier merge with gam.push_to_hub."
-        )
-    check_target(target)
-    inputs = [
-        entry if entry.commit or not entry.source else replace(entry, source=_last(entry.source))
-        for entry in adapter.report.inputs
-    ]
-    report = replace(adapter.report, inputs=inputs)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "merged"
-        write_adapter(replace(adapter, report=report, inputs=()), path)
-        hint = "The merge is complete in memory; push it again, or save it."
-        return ask(_what(target), partial(_push, _files(path), target), OutputError, hint)
-
-
-def _last(source: str) -> str:
-    return PurePath(source).name
-
-
-def push_folder(folder: str | os.PathLike[str], target: Target) -> Pushed:
+def push_folder(folder: str | os.PathLike[str], target: Target, way_on: str = "") -> Pushed:
     """Push the folder of a merge in one commit; it stays as it is.
 
     The commit holds the files that gam-merge wrote into the folder, and removes those of an
@@ -178,6 +148,8 @@ def push_folder(folder: str | os.PathLike[str], target: Target) -> Pushed:
     Args:
         folder: What `Adapter.save` or ``gam-merge -o`` wrote.
         target: Where to.
+        way_on: What a message says at its end, for a folder that is soon gone; by default it
+            has the command that pushes the folder again.
 
     Returns:
         Where it is now.
@@ -189,9 +161,10 @@ def push_folder(folder: str | os.PathLike[str], target: Target) -> Pushed:
     """
     _check_options(target)
     files = _files(folder)
-    words = ["gam-merge", "-o", os.fspath(folder), *_flags(target)]
-    hint = f"{os.fspath(folder)!r} is complete; to push it again: {shlex.join(words)}"
-    return ask(_what(target), partial(_push, files, target), OutputError, hint)
+    if not way_on:
+        words = ["gam-merge", "-o", os.fspath(folder), *_flags(target)]
+        way_on = f"{os.fspath(folder)!r} is complete; to push it again: {shlex.join(words)}"
+    return ask(_what(target), partial(_push, files, target), OutputError, way_on)
 
 
 def _push(files: Mapping[str, Path], target: Target) -> Pushed:
@@ -262,13 +235,15 @@ def _what(target: Target) -> str:
 
 def _check_options(target: Target) -> None:
     if not is_repo_name(target.repo):
-        raise OptionError(f"push_to_hub: got {target.repo!r}, expected user/name")
+        raise OptionError(f"push_to_hub: got {target.repo!r}, expected user/name.")
     if target.create_pr and target.revision:
         raise OptionError(
-            "create_pr: the Hub opens pull requests on the default branch only; leave revision out"
+            "create_pr: the Hub opens pull requests on the default branch only. Leave revision out."
         )
     if target.commit_message is not None and not target.commit_message.strip():
-        raise OptionError("commit_message: got none; leave it out for one that names the method")
+        raise OptionError(
+            "commit_message: got none, expected text. Leave it out for one that names the method."
+        )
 
 
 def _check_login(target: Target) -> None:

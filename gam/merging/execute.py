@@ -76,7 +76,7 @@ def execute(plan: Plan, progress: Progress | None = None) -> Adapter:
         merged = [
             replace(
                 module,
-                update=_pad(module.update, widest),
+                update=module.update.padded(widest),
                 report=replace(module.report, rank=widest),
             )
             for module in merged
@@ -278,13 +278,6 @@ def _zero(plan: Plan, module: PlannedModule) -> MergedModule:
     )
     report = _module_report(plan, module, rank, Tally(), {})
     return MergedModule(module.name, LowRank(a, b, layout=module.layout), report, Tally())
-
-
-def _pad(module: LowRank, rank: int) -> LowRank:
-    extra = rank - module.rank
-    pad = torch.nn.functional.pad
-    a, b = pad(module.lora_a, (0, 0, 0, extra)), pad(module.lora_b, (0, extra))
-    return replace(module, lora_a=a, lora_b=b)
 
 
 def _module_report(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from os import PathLike
 from typing import Any, TypeAlias
 
 import torch
@@ -14,11 +13,9 @@ import torch
 from gam import strategies
 from gam.adapter import Adapter, Facts, Layout
 from gam.errors import AdapterError, OptionError
-from gam.formats.peft_config import CONFIG_NAME, facts_of
-from gam.formats.read import check_modules, read_config
-from gam.hub.download import HubAdapter
-from gam.hub.names import HubName, Place
-from gam.load import find_adapter, label_of, open_adapter
+from gam.formats.peft_config import CONFIG_NAME
+from gam.hub.names import Place
+from gam.load import Settled, find, known_facts, label_of, open_adapter, settle_all
 from gam.merging.devices import choose_device, natural_device
 from gam.merging.options import MODULE_OPTIONS, MergeOptions, documented
 from gam.merging.rules import Rule, make_rules, record
@@ -30,8 +27,6 @@ _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float
 
 Given: TypeAlias = Place | Adapter
 """What an adapter may be given as."""
-
-_Found: TypeAlias = str | PathLike[str] | HubAdapter | Adapter
 
 
 @dataclass(frozen=True)
@@ -156,13 +151,13 @@ def plan_merge(
     """
     strategies.get(options.get("method", "gam")).load()  # what is broken shows first
     chosen = MergeOptions.of(**options)
-    given, labels = _labelled(adapters)
+    places, labels = _labelled(adapters)
     wanted = choose_device(chosen.device)
     own = {name: getattr(chosen, name) for name in MODULE_OPTIONS if name != "skip"}
-    own["weights"] = [1.0] * len(given) if chosen.weights is None else chosen.weights
+    own["weights"] = [1.0] * len(places) if chosen.weights is None else chosen.weights
     rules = make_rules({**own, **chosen.params}, chosen.modules or {}, labels)
     absent = [label for label in labels if not any(rule.takes(label) for rule in rules)]
-    loaded = _load(given, labels, chosen, expect or {})
+    loaded = _load(places, labels, chosen, expect or {})
     _check_shapes(loaded)
     present = [adapter for adapter in loaded if adapter.name not in absent]
     names = sorted({name for adapter in present for name in adapter.modules})
@@ -184,22 +179,21 @@ def plan_merge(
 
 def _labelled(
     adapters: Sequence[Given] | Mapping[str, Given],
-) -> tuple[list[Given], list[str]]:
-    """Return the adapters and a unique label for each."""
-    if isinstance(adapters, (str, PathLike, HubName, Adapter)):
-        raise OptionError(f"adapters: got one, {adapters!r}, expected a list of adapters.")
-    given = list(adapters.values() if isinstance(adapters, Mapping) else adapters)
-    if not given:
+) -> tuple[list[Settled], list[str]]:
+    """Return the adapters, settled, and a unique label for each."""
+    settled = settle_all(adapters)
+    places = list(settled.values() if isinstance(settled, Mapping) else settled)
+    if not places:
         raise OptionError("adapters: got none, expected at least one to merge.")
-    if not isinstance(adapters, Mapping):
-        return given, _labels(given)
-    for label in adapters:
+    if not isinstance(settled, Mapping):
+        return places, _labels(places)
+    for label in settled:
         check_label(label)
-    return given, list(adapters)
+    return places, list(settled)
 
 
 def _load(
-    given: Sequence[Given],
+    places: Sequence[Settled],
     labels: Sequence[str],
     options: MergeOptions,
     expect: Mapping[str, Sequence[str | None]],
@@ -208,10 +202,12 @@ def _load(
 
     What is on the Hub is checked as far as its configs go before weights are downloaded.
     """
-    found = list(run(partial(_find, options.allow_pickle), given))
+    found = list(run(partial(find, allow_pickle=options.allow_pickle), places))
     if not options.allow_base_mismatch:
-        _check_bases(list(_known_facts(found, labels)))
-    loaded = list(run(partial(_open, options.alpha, options.allow_pickle), found, labels))
+        known = zip(labels, map(known_facts, found), strict=True)
+        _check_bases([(label, facts) for label, facts in known if facts is not None])
+    read = partial(open_adapter, alpha=options.alpha, allow_pickle=options.allow_pickle)
+    loaded = list(run(read, found, labels))
     _check_unchanged(loaded, expect)
     used = any(a.source is not None and a.source.alpha is not None for a in loaded)
     if options.alpha is not None and not used:
@@ -231,9 +227,9 @@ def check_label(label: Any, where: str = "") -> None:
         raise OptionError(f"{where}adapters: got {label!r} as a label, expected a name.")
 
 
-def _labels(adapters: Sequence[Any]) -> list[str]:
+def _labels(places: Sequence[Settled]) -> list[str]:
     """Return a short unique label for each adapter."""
-    names = [a.name if isinstance(a, Adapter) else label_of(a) for a in adapters]
+    names = [label_of(place) for place in places]
     labels: list[str] = []
     for name in names:
         # Count on from 1 past every label and every name that is there already.
@@ -241,26 +237,6 @@ def _labels(adapters: Sequence[Any]) -> list[str]:
         taken = {*labels, *names}
         labels.append(next(f for f in free if f not in taken) if names.count(name) > 1 else name)
     return labels
-
-
-def _find(allow_pickle: bool, adapter: Given) -> _Found:
-    return adapter if isinstance(adapter, Adapter) else find_adapter(adapter, allow_pickle)
-
-
-def _known_facts(found: Sequence[_Found], labels: Sequence[str]) -> Iterator[tuple[str, Facts]]:
-    """Yield label and facts of the adapters whose config is known before they are opened."""
-    for adapter, label in zip(found, labels, strict=True):
-        if isinstance(adapter, Adapter):
-            yield label, facts_of(adapter.config)
-        elif isinstance(adapter, HubAdapter):
-            yield label, facts_of(read_config(adapter.config, str(adapter.name)))
-
-
-def _open(alpha: float | None, allow_pickle: bool, adapter: _Found, label: str) -> Adapter:
-    if isinstance(adapter, Adapter):
-        modules = check_modules(adapter.modules, label)
-        return replace(adapter, name=label, modules=modules, facts=facts_of(adapter.config))
-    return open_adapter(adapter, label, alpha=alpha, allow_pickle=allow_pickle)
 
 
 def _check_unchanged(

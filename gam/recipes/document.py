@@ -7,8 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gam.errors import OptionError
-from gam.files import one_line
+from gam.errors import OptionError, one_line
 
 if TYPE_CHECKING:
     from yaml import Node, ScalarNode

@@ -13,7 +13,7 @@ from typing import Any
 from gam import strategies
 from gam.errors import AdapterError, OptionError
 from gam.files import REPORT_NAME
-from gam.hub.names import HubName, parse_name
+from gam.load import settle
 from gam.merging.options import OPTIONS
 from gam.merging.plan import Given, check_label
 from gam.recipes.document import KeyPath, line_of, parse
@@ -238,12 +238,5 @@ def _adapters(value: Any, lines: Mapping[KeyPath, int], file: Path, where: str) 
         )
     for label in value if isinstance(value, dict) else ():
         check_label(label, f"{where}, line {line_of(lines, ('adapters', label))}: ")
-    found = [_place(place, file.parent) for place in places]
+    found = [settle(place, file.parent) for place in places]
     return dict(zip(value, found, strict=True)) if isinstance(value, dict) else found
-
-
-def _place(text: str, folder: Path) -> Path | HubName:
-    """Return the path that is there, seen from a folder; else a name on the Hub, if it is one."""
-    path = folder / Path(text).expanduser()
-    name = parse_name(text)
-    return path if name is None or (path.exists() and not text.startswith("hf://")) else name

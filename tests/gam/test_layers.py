@@ -99,17 +99,18 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("gam.adapter", ("safetensors", "gam_kernels", "gam.formats.read", "gam.strategies")),
+        ("gam.adapter", ("safetensors", "gam_kernels", "gam.formats", "gam.strategies")),
         (
             "gam.merging.devices",
-            ("safetensors", "gam_kernels", "gam.formats.read", "gam.strategies"),
+            ("safetensors", "gam_kernels", "gam.formats", "gam.strategies"),
         ),
         ("gam.report.types", ("safetensors", "gam_kernels")),
         ("gam.report.card", ("torch", "safetensors", "gam_kernels", "gam.merging.plan")),
-        ("gam.formats.read", ("gam_kernels", "gam.strategies", "gam.save", "gam.report.card")),
+        ("gam.formats", ("gam_kernels", "gam.strategies", "gam.load", "gam.save", "gam.report")),
+        ("gam.files", ("torch", "gam.adapter", "gam.formats")),
         (
             "gam.save",
-            ("safetensors", "gam_kernels", "gam.strategies", "gam.formats.read", "gam.report.card"),
+            ("safetensors", "gam_kernels", "gam.strategies", "gam.load", "gam.report.card"),
         ),
         (
             "gam.strategies",
@@ -120,20 +121,20 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
             (
                 "safetensors",
                 "gam.adapter",
-                "gam.formats.read",
+                "gam.formats",
                 "gam.merging.plan",
                 "gam.report.card",
             ),
         ),
         (
             "gam.merging.rules",
-            ("torch", "safetensors", "gam.adapter", "gam.formats.read", "gam.merging.plan"),
+            ("torch", "safetensors", "gam.adapter", "gam.formats", "gam.merging.plan"),
         ),
         ("gam.recipes.document", ("safetensors", "yaml", "gam.merging.plan", "gam.strategies")),
         ("gam.recipes.recipe", ("yaml", "gam.save", "gam.merging.execute", "gam.report.card")),
         (
             "gam.algebra.calibrate",
-            ("safetensors", "gam.strategies", "gam.merging.plan", "gam.formats.read"),
+            ("safetensors", "gam.strategies", "gam.merging.plan", "gam.formats"),
         ),
         (
             "gam.merging.plan",
@@ -142,11 +143,11 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
         ("gam.hub.names", ("huggingface_hub", "torch")),
         (
             "gam.hub.download",
-            ("huggingface_hub", "gam_kernels", "gam.formats.read", "gam.report.card"),
+            ("huggingface_hub", "gam_kernels", "gam.load", "gam.report.card"),
         ),
         (
             "gam.hub.push",
-            ("huggingface_hub", "gam_kernels", "gam.formats.read", "gam.save", "gam.report.card"),
+            ("huggingface_hub", "gam_kernels", "gam.load", "gam.save", "gam.report.card"),
         ),
         (
             "gam.load",
@@ -159,7 +160,7 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
         ("gam.pda.train", ("torch", "trl", "datasets", "gam.pda.pairs", "gam.pda.evaluate")),
         ("gam.pda.evaluate", ("torch", "gam.pda.pairs", "gam.pda.train", "gam.pda.loop")),
         ("gam.pda.report", ("torch", "matplotlib", "gam.pda.loop")),
-        ("gam.inspection.geometry", ("safetensors", "gam.formats.read", "gam.merging.plan")),
+        ("gam.inspection.geometry", ("safetensors", "gam.formats", "gam.merging.plan")),
         ("gam.inspection.types", ("torch", "matplotlib")),
         ("gam.inspection.groups", ("torch", "matplotlib")),
         ("gam.inspection.tables", ("torch", "matplotlib")),

@@ -34,7 +34,7 @@ from torch import nn
 
 from gam.adapter import Adapter, LowRank, Source
 from gam.errors import OutputError
-from gam.formats.read import read_adapter
+from gam.load import read_adapter
 from gam.report.types import InputReport, MergeReport, ModuleReport
 from gam.save import check_output, write_adapter
 

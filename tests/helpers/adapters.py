@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from gam.adapter import Adapter, LowRank
-from gam.errors import GamError
+from gam.errors import AdapterError, GamError
+from gam.load import read_adapter
 
 Q = "model.layers.0.self_attn.q_proj"
 V = "model.layers.1.self_attn.v_proj"
@@ -134,6 +135,13 @@ def assert_refused(call: Callable[[], object], error: type[GamError], *parts: st
     assert "\n" not in text
     for part in parts:
         assert part in text
+
+
+def assert_unreadable(path: Path, *parts: str, **options: Any) -> None:
+    """Assert that an adapter is refused in one line that has its path and every part."""
+    assert_refused(
+        lambda: read_adapter(path, **options), AdapterError, f"adapter {str(path)!r}", *parts
+    )
 
 
 def assert_same_update(actual: torch.Tensor, expected: torch.Tensor) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.adapters import assert_refused, quiet_peft
+from helpers.adapters import assert_refused, assert_unreadable, make_adapter, quiet_peft
 from torch import nn
 
 from gam.errors import AdapterError
@@ -348,3 +349,46 @@ def test_output_of_an_output_is_itself() -> None:
     config = output_config({**RANKS, "layers.0.q_proj": 2}, inputs)
     assert output_config({**RANKS, "layers.0.q_proj": 2}, [config]) == config
     check_config(config, "out")
+
+
+# The file itself.
+
+CONFIG = "adapter_config.json"
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"{'r': 8}", "not JSON"),
+        (b"", "not JSON"),
+        (b'{"r": 8,\n', "not JSON"),
+        (b"[1]", "holds a list"),
+        (b"null", "holds a NoneType"),
+        (b'{"r": "\xff"}', "not UTF-8"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"r": ' + b"9" * 5000 + b"}", CONFIG),
+    ],
+    ids=["quotes", "empty", "cut", "list", "null", "latin1", "deep", "digits"],
+)
+def test_config_is_not_an_object(content: bytes, part: str, tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "a")
+    (folder / CONFIG).write_bytes(content)
+    assert_unreadable(folder, CONFIG, part)
+
+
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "dora": ({"use_dora": True}, "DoRA"),
+    "pissa": ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model"),
+    "adalora": ({"peft_type": "ADALORA"}, "only LoRA"),
+    "unknown": ({"new_maths": 1}, "does not know"),
+    "rank": ({"r": 16, "rank_pattern": {}}, "lora_A has rank 4 but adapter_config.json says 16"),
+    "alpha": ({"lora_alpha": "8"}, "finite number"),
+    "regex": ({"alpha_pattern": {"[": 8}}, "regular expression"),
+}
+
+
+@pytest.mark.parametrize(("config", "part"), CONFIGS.values(), ids=CONFIGS.keys())
+def test_config_says_more_than_plain_lora(
+    config: dict[str, Any], part: str, tmp_path: Path
+) -> None:
+    assert_unreadable(make_adapter(tmp_path / "a", **config), part)

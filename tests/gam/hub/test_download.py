@@ -353,7 +353,7 @@ def test_no_server(server: Hub | None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_server_that_is_no_hub(hub: Hub) -> None:
     hub.fail("GET", lambda handler: handler._send(200, b"<html>Log in to the hotel</html>"))
-    refused("u/n", f"{hub.endpoint} answers without sense", "Check HF_ENDPOINT")
+    refused("u/n", f"{hub.endpoint} does not answer as a Hub does", "Check HF_ENDPOINT")
 
 
 @pytest.mark.parametrize("action", ["drop", "halfway", 500])
