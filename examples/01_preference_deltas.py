@@ -2,8 +2,8 @@
 
 A student and three LoRA adapters ("deltas") of it are in `pda_miniature/record/world-0`. Each delta
 was trained on answers that two weaker models prefer, and each makes the student better. This scores
-the student, each delta and merges of all three on the same questions, and prints a table. Needs
-`transformers` and `peft`, and a minute on one core: `python examples/01_preference_deltas.py`.
+the student, each delta and merges of all three on 3000 questions, and prints a table. Needs
+`transformers` and `peft`, and half a minute on one core: `python examples/01_preference_deltas.py`.
 """
 
 import argparse
@@ -28,11 +28,12 @@ sys.path.insert(0, str(MINIATURE))
 from world import PRESETS, questions  # noqa: E402
 
 WORLD = MINIATURE / "record" / "world-0"
-POLICIES = {"own": "each delta from its own start", "shared": "all from one start"}
+PER_SKILL = 500  # questions of each of six skills, half of those of the record
+LABEL = 20  # width of the first column
 MERGES: dict[str, dict[str, Any]] = {
     "linear": {"method": "linear"},
     "linear --size mean": {"method": "linear", "size": "mean"},
-    "gam (the paper's equations)": {"method": "gam"},
+    "gam": {"method": "gam"},  # by the equations of the paper
     "gam --size mean": {"method": "gam", "size": "mean"},
     "ties": {"method": "ties"},
     "knots_ties": {"method": "knots_ties"},
@@ -41,34 +42,34 @@ MERGES: dict[str, dict[str, Any]] = {
     "concat": {"method": "concat"},
 }
 EXPLAINED = """
-right      share of the {count} questions answered exactly, in %, and its standard error
-over best  difference to the best single delta on the same questions, in points, and its
-           standard error; below two standard errors it may be chance
+right      share of the {count} questions answered exactly, in %, ± standard error
+over best  difference to the best single delta on the same questions, in points, ± standard
+           error; below two standard errors it may be chance
 size       Frobenius norm of the merged update against the mean of the three deltas
 
-The base is the student, right on {student:.1f} % without an adapter. The deltas come in two
-kinds: each trained from random LoRA weights of its own, as adapters of different people are, or
-all from the same ones.
-"""
-ADVICE = """
+The base is the student, right on {student:.1f} % without an adapter.
+
+Above every single delta: {above}.
+Not above, or by less than two standard errors: {others}.
+
 Deltas that aim at the same thing lift each other, but their sum (concat) is too large and their
 average (linear) too small: what does best here has a size of 1 to 1.6. `--size mean` brings any
-method to 1. gam by the paper's equations makes the update smaller the less the deltas share,
-so it loses most where each has its own start; gam --size mean is above every delta.
+method to about 1. gam, here by the paper's equations, makes the update smaller the less the
+deltas share: least with those from one start (--start shared), and too much here.
 
 What to do with deltas of your own: merge them by two or three of the methods named above, score
-the results on questions you keep for it, as this script does, and take the best: which one that
-is changes from student to student (pda_miniature/candidates/table.md has three of them). For
-adapters of unrelated tasks see 02_unrelated_tasks.py.
+the results on questions that you keep for it, as this script does, and take the best: which one
+that is changes from student to student (pda_miniature/candidates/table.md has three of them).
+For adapters of unrelated tasks see 02_unrelated_tasks.py.
 """
 
 
 class Exam:
     """The student and the questions that it is asked."""
 
-    def __init__(self, per_skill: int) -> None:
+    def __init__(self) -> None:
         """Load the student; make the questions again, from the seed of their world."""
-        self.rows = questions(PRESETS["cpu"], "0", "test", per_skill)
+        self.rows = questions(PRESETS["cpu"], "0", "test", PER_SKILL)
         self.model = AutoModelForCausalLM.from_pretrained(WORLD / "student", dtype=torch.float32)
         self.model.eval()
         self.tokenizer = AutoTokenizer.from_pretrained(WORLD / "student", padding_side="left")
@@ -90,70 +91,51 @@ class Exam:
         return [100.0 * (text.strip() == row["answer"]) for text, row in pairs]
 
 
+def standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of a mean."""
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
 def estimate(values: Sequence[float], sign: str = "") -> str:
     """Return a mean and its standard error as text."""
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.fmean(values):{sign}.1f} ± {error:.1f}"
-
-
-def over(scores: Sequence[float], best: Sequence[float]) -> list[float]:
-    """Return the paired differences."""
-    return [one - other for one, other in zip(scores, best, strict=True)]
+    return f"{statistics.fmean(values):{sign}.1f} ± {standard_error(values):.1f}"
 
 
 def line(title: str, *cells: str) -> None:
     """Print a row, as soon as it is known."""
-    print(f"{title:28}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
-
-
-def verdict(differences: dict[str, list[list[float]]]) -> str:
-    """Return which merges are above and which below the best single delta, of both kinds."""
-    above, below = [], []
-    for title, pair in differences.items():
-        steps = [
-            statistics.fmean(values) * math.sqrt(len(values)) / statistics.stdev(values)
-            for values in pair
-        ]
-        if min(steps) > 2:
-            above.append(title)
-        if min(steps) < -2:
-            below.append(title)
-    text = "Above every single delta, of both kinds: " + (", ".join(above) or "none") + "."
-    return text + "\nBelow the best single delta, of one kind or both: " + ", ".join(below) + "."
+    print(f"{title:{LABEL}}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
 
 
 def main() -> None:
     """Print the table and what it says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--per-skill", type=int, default=500, help="questions of each of 6 skills")
-    exam = Exam(parser.parse_args().per_skill)
-    print(f"{'':28}" + "".join(f"  {text:^34}" for text in POLICIES.values()))
-    line("", *["right", "over best", "size"] * 2)
+    parser.add_argument(
+        "--start",
+        choices=["own", "shared"],
+        default="own",
+        help="LoRA weights that the deltas were trained from: of their own, or the same ones",
+    )
+    start = parser.parse_args().start
+    deltas = {name: WORLD / f"{name}-{start}" for name in "ABC"}
+    exam = Exam()
+    line("", "right", "over best", "size")
     student = exam.score()
-    line("student", *[estimate(student), "", ""] * 2)
-    scores = {
-        policy: {name: exam.score(WORLD / f"{name}-{policy}") for name in "ABC"}
-        for policy in POLICIES
-    }
-    for name in "ABC":
-        line(f"delta {name}", *[c for p in POLICIES for c in (estimate(scores[p][name]), "", "")])
-    best = {policy: max(found.values(), key=statistics.fmean) for policy, found in scores.items()}
-    differences: dict[str, list[list[float]]] = {}
+    line("student", estimate(student))
+    scores = {name: exam.score(folder) for name, folder in deltas.items()}
+    for name, found in scores.items():
+        line(f"delta {name}", estimate(found))
+    best = max(scores.values(), key=statistics.fmean)
+    above: dict[bool, list[str]] = {True: [], False: []}
     for title, options in MERGES.items():
-        cells: list[str] = []
-        for policy in POLICIES:
-            with tempfile.TemporaryDirectory() as folder:
-                deltas = [WORLD / f"{name}-{policy}" for name in "ABC"]
-                merged = merge_adapters(deltas, **options)
-                merged.save(folder, overwrite=True)
-                found = exam.score(Path(folder))
-            step = over(found, best[policy])
-            differences.setdefault(title, []).append(step)
-            cells += [estimate(found), estimate(step, "+"), f"{merged.report.norm_ratio:.2f}"]
-        line(title, *cells)
-    print(EXPLAINED.format(count=len(student), student=statistics.fmean(student)))
-    print(verdict(differences))
-    print(ADVICE)
+        with tempfile.TemporaryDirectory() as scratch:
+            output = Path(scratch) / "merged"
+            merged = merge_adapters(deltas, output=output, **options)
+            found = exam.score(output)
+        step = [one - other for one, other in zip(found, best, strict=True)]
+        above[statistics.fmean(step) > 2 * standard_error(step)].append(title)
+        line(title, estimate(found), estimate(step, "+"), f"{merged.report.norm_ratio:.2f}")
+    names = {"above": ", ".join(above[True]) or "none", "others": ", ".join(above[False]) or "none"}
+    print(EXPLAINED.format(count=len(student), student=statistics.fmean(student), **names))
 
 
 if __name__ == "__main__":

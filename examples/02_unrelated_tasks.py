@@ -28,7 +28,7 @@ MERGES: dict[str, dict[str, Any]] = {
     "tsv": {"method": "tsv"},
     "linear": {"method": "linear"},
     "linear --size mean": {"method": "linear", "size": "mean"},
-    "gam (the paper's equations)": {"method": "gam"},
+    "gam": {"method": "gam"},  # by the equations of the paper
     "gam --size mean": {"method": "gam", "size": "mean"},
     "ties": {"method": "ties"},
     "knots_ties": {"method": "knots_ties"},
@@ -62,7 +62,7 @@ def score(adapter: Path | None) -> list[str]:
 
 def line(title: str, *cells: str) -> None:
     """Print a row, as soon as it is known."""
-    print(f"{title:28}" + "".join(f"{cell:>9}" for cell in cells), flush=True)
+    print(f"{title:20}" + "".join(f"{cell:>9}" for cell in cells), flush=True)
 
 
 def main() -> None:

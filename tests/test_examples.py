@@ -1,6 +1,7 @@
 """The examples run, from a folder that is not theirs."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,24 +36,23 @@ def run(script: str, *arguments: str, folder: Path) -> str:
 def rows_of(printed: str) -> dict[str, list[str]]:
     """Return the cells of the rows that a table begins with, by their titles."""
     table = printed.partition("\n\n")[0]
-    return {line[:28].strip(): line[28:].split() for line in table.splitlines()}
+    return {line[:20].strip(): line[20:].split() for line in table.splitlines()}
 
 
 @pytest.mark.slow
-def test_preference_deltas(tmp_path: Path) -> None:
-    printed = run("01_preference_deltas.py", "--per-skill", "200", folder=tmp_path)
-    rows = rows_of(printed.partition("\n")[2])
-    student = float(rows["student"][0])
+@pytest.mark.parametrize("start", ["own", "shared"])
+def test_preference_deltas(start: str, tmp_path: Path) -> None:
+    printed = run("01_preference_deltas.py", "--start", start, folder=tmp_path)
+    rows = rows_of(printed)
     for name in "ABC":
-        assert float(rows[f"delta {name}"][0]) > student + 10
-    # Right, ±, error, then over the best, ±, error, then size; of both kinds of deltas.
-    over = {title: [float(row[3]), float(row[10])] for title, row in rows.items() if len(row) == 14}
-    lifted = ["linear", "linear --size mean", "gam --size mean", "ties", "knots_ties", "coverage"]
-    assert all(min(over[title]) > 2 for title in lifted)
-    assert max(over["gam (the paper's equations)"]) < 2
-    above, below = printed.partition("Above every single delta, of both kinds: ")[2].split("\n")[:2]
-    assert above.startswith("linear, linear --size mean, gam --size mean, ties, knots_ties")
-    assert below.endswith("gam (the paper's equations).")
+        assert float(rows[f"delta {name}"][0]) > float(rows["student"][0]) + 10
+    # Right, ±, error; over the best delta, ±, error; size.
+    over = {title: float(row[3]) for title, row in rows.items() if len(row) == 7}
+    lifted = ("linear", "linear --size mean", "gam --size mean", "ties", "knots_ties", "coverage")
+    assert min(over[title] for title in lifted) > 4
+    assert over["gam"] < 2
+    assert all(title in re.split("Above|Not above", printed)[1] for title in lifted)
+    assert "Not above, or by less than two standard errors: gam" in printed.replace("concat, ", "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -84,6 +84,6 @@ def test_unrelated_tasks(tmp_path: Path) -> None:
     for task in ("reverse", "sort", "rotate"):
         assert scores[f"adapter {task}"][task] > 90
         assert scores["concat"][task] > 85
-    for average in ("linear", "linear --size mean", "gam (the paper's equations)"):
+    for average in ("linear", "linear --size mean", "gam"):
         assert scores[average]["rotate"] < 50 < scores["linear --scale 3"]["rotate"]
     assert list(tmp_path.iterdir()) == []
