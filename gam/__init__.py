@@ -10,11 +10,11 @@ from gam.version import __version__
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter, LowRank
+    from gam.api import merge_adapters
     from gam.hub.push import push_to_hub
     from gam.inspection.measure import inspect_adapters
     from gam.inspection.types import Inspection
     from gam.load import load_adapter
-    from gam.merging.execute import merge_adapters
 
 __all__ = [
     "Adapter",
@@ -39,7 +39,7 @@ _LAZY = {
     "Inspection": ("gam.inspection.types", "Inspection"),
     "inspect_adapters": ("gam.inspection.measure", "inspect_adapters"),
     "load_adapter": ("gam.load", "load_adapter"),
-    "merge_adapters": ("gam.merging.execute", "merge_adapters"),
+    "merge_adapters": ("gam.api", "merge_adapters"),
     "push_to_hub": ("gam.hub.push", "push_to_hub"),
 }
 

@@ -10,9 +10,6 @@ import torch
 from gam.algebra.updates import Basis, Side, Update, block_diagonal
 from gam_kernels import orthonormalize_gram
 
-CALIBRATIONS = ("none", "pico")
-"""What `--calibrate` takes."""
-
 
 def pico(updates: Sequence[Update]) -> tuple[list[Update], torch.Tensor]:
     """Return the updates with the output directions that many adapters use made shorter.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -211,8 +211,6 @@ _GRAM_LIMIT = {torch.float64: 5e3, torch.float32: 50}
 _LEAST_SQUARE = {torch.float64: 1e-280, torch.float32: 1e-25}
 # Directions of a factor this far below its largest are rounding noise of float32 data; the
 # smallest that is kept leaves room for condition numbers to 1e6.
-# A merge this far below its terms is what rounding has left of them.
-_CANCELLED = 1e-9
 _RANK_TOLERANCE = 4 * torch.finfo(torch.float32).eps
 
 
@@ -404,31 +402,6 @@ def among(updates: Sequence[Update]) -> list[Update]:
         Update(update.name, left, update.core, right, update.rank)
         for update, left, right in zip(updates, *bases, strict=True)
     ]
-
-
-def sized(product: Product, updates: Sequence[Update], weights: Sequence[float]) -> Product:
-    """Return a product scaled to the Frobenius norm ``sum_i |w_i| ||dW_i||`` in each module.
-
-    Args:
-        product: A merge of the updates, in the space of their bases.
-        updates: One per adapter, batched over m modules.
-        weights: One per update.
-
-    Returns:
-        The product with another core; where the updates cancel, as it is.
-    """
-    grams = []
-    for part, basis in ((product.left, updates[0].left), (product.right, updates[0].right)):
-        gram = basis.side.gram
-        grams.append(gram if part is None else part.mT @ gram @ part)
-    inner = grams[0] @ product.core, product.core @ grams[1]
-    square = torch.linalg.vecdot(inner[0].flatten(-2), inner[1].flatten(-2))
-    norms = [abs(weight) * update.norm() for update, weight in zip(updates, weights, strict=True)]
-    wanted = torch.stack(norms).sum(0)
-    # What cancels leaves only rounding noise, which must not be blown up.
-    real = square > (_CANCELLED * wanted) ** 2
-    factor = torch.where(real, wanted * square.clamp_min(1e-300).rsqrt(), 1.0)
-    return replace(product, core=product.core * factor[:, None, None])
 
 
 def block_diagonal(blocks: Sequence[torch.Tensor]) -> torch.Tensor:

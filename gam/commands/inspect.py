@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gam.commands.terminal import Command, Option, settle_client, shown, span, table
+from gam.commands.terminal import Command, Option, settle_client
+from gam.commands.text import shown, span, table
 from gam.inspection.types import mean
 from gam.version import __version__
 

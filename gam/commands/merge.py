@@ -1,39 +1,28 @@
-"""The command line; the only place that prints or exits. Imports torch inside commands only."""
+"""The command `gam-merge`; imports torch inside only."""
 
 from __future__ import annotations
 
 import json
-import re
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
-from gam.commands.terminal import (
-    Command,
-    Option,
-    byte_size,
-    counted,
-    number,
-    percent,
-    settle_client,
-    shown,
-    span,
-    table,
-)
+from gam.commands.merge_text import plan_text, pushed_text, result_text
+from gam.commands.terminal import SETTINGS, Command, Option, bar, settle_client, warn
+from gam.commands.text import shown
 from gam.errors import OptionError, PluginError
-from gam.strategies import STRATEGIES, Param, get, names, parameters
+from gam.merging.options import DEFAULTS, MIXING, OPTIONS
+from gam.strategies import Param, get, names, parameters
 from gam.version import __version__
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter
-    from gam.hub.push import Pushed
-    from gam.merging.plan import Plan
+    from gam.hub.push import Target
 
 # Parameters of methods that have a flag of their own; the others go through -p.
 _PARAMETER_FLAGS = ("reference", "density", "seed")
@@ -61,6 +50,9 @@ result is a folder that PEFT and vLLM load like any other adapter.
 """
 
 
+# --- what is given --------------------------------------------------------------------
+
+
 def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float] | None:
     try:
         return None if value is None else [float(part) for part in value.split(",")]
@@ -82,6 +74,117 @@ def _assignments(
     return pairs
 
 
+def _complete_method(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    found = [name for name in names() if name.startswith(incomplete)]
+    return [CompletionItem(name, help=_summary(name)) for name in found]
+
+
+def _summary(name: str) -> str | None:
+    try:
+        return get(name).summary
+    except PluginError:
+        return None
+
+
+def _options_of_a_merge(command: _Function) -> _Function:
+    """Add a flag for every option of a merge that has one, and for some parameters."""
+    for name, option in reversed(OPTIONS.items()):
+        if not option.flag:
+            continue
+        flag = "--" + name.replace("_", "-")
+        more: dict[str, Any] = {"metavar": option.metavar, "type": _TYPES.get(name)}
+        if option.choices:
+            more["type"] = click.Choice(option.choices)
+        elif isinstance(DEFAULTS[name], bool):
+            more = {"is_flag": True}
+        elif name == "normalize":
+            flag, more = "--normalize/--no-normalize", {}
+        elif name == "method":
+            more["shell_complete"] = _complete_method
+        elif name == "weights":
+            more["callback"] = _numbers
+        if name == "missing":  # after what all methods have
+            command = _with_parameter_flags(command)
+        command = click.option(
+            flag,
+            name,
+            cls=Option,
+            heading=option.heading,
+            default=DEFAULTS[name],
+            help=option.help,
+            **more,
+        )(command)
+    return command
+
+
+_TYPES = {"scale": float, "alpha": float}
+
+
+def _with_parameter_flags(command: _Function) -> _Function:
+    command = click.option(
+        "-p",
+        "assigned",
+        cls=Option,
+        heading=MIXING,
+        metavar="NAME=VALUE",
+        multiple=True,
+        callback=_assignments,
+        help="Any other parameter of the method; may be given more than once.",
+    )(command)
+    for name in reversed(_PARAMETER_FLAGS):
+        found = [(param, owners) for param, owners in parameters() if param.name == name]
+        texts = (f"{', '.join(owners)}: {param.help}{_default(param)}" for param, owners in found)
+        command = click.option(
+            f"--{name}",
+            cls=Option,
+            heading=MIXING,
+            metavar=found[0][0].values,
+            help=" ".join(texts),
+        )(command)
+    return command
+
+
+def _is_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+
+
+def _parameters(
+    flags: dict[str, Any], assigned: Sequence[tuple[str, str]], taken: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the parameters of the method that were given, by flag or by -p."""
+    params = {name: value for name, value in flags.items() if value is not None}
+    for name, value in assigned:
+        if name == "adapters":
+            raise OptionError("-p adapters: adapters are given by themselves, before the options.")
+        if name in ("modules", "expect"):
+            raise OptionError(f"-p {name}: this is no parameter of a method. See --config.")
+        if name in taken:
+            flag = name.replace("_", "-")
+            raise OptionError(f"-p {name}: this is an option. Give --{flag}.")
+        if name in params:
+            raise OptionError(f"-p {name}: the parameter is given twice.")
+        params[name] = value
+    return params
+
+
+def _target(ctx: click.Context, repo: str | None, hub: dict[str, Any]) -> Target | None:
+    """Return where to push, if anywhere."""
+    wanted = [name for name in _HUB_FLAGS if _is_given(ctx, name)]
+    if wanted and repo is None:
+        flag = f"--{wanted[0].replace('_', '-')}"
+        raise click.UsageError(f"{flag}: this is for pushing. Give --push-to-hub too.", ctx)
+    if repo is None:
+        return None
+    from gam.hub.push import Target
+
+    return Target(repo, **hub)
+
+
+# --- the list of methods --------------------------------------------------------------
+
+
 def _list_methods(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
@@ -98,10 +201,11 @@ def _list_methods(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
                 formatter.write_text(f"From {strategy.package}")
             if strategy.paper:
                 formatter.write_text(f"Paper: {strategy.paper}")
-            if not strategy.normalize or strategy.rank != "max":
-                normalize = "" if strategy.normalize else " --no-normalize"
-                rank = "" if strategy.rank == "max" else f" --rank {strategy.rank}"
-                formatter.write_text(f"Unless you say otherwise:{normalize}{rank}")
+            usual = "" if strategy.normalize else " --no-normalize"
+            usual += "" if strategy.rank == "max" else f" --rank {strategy.rank}"
+            usual += "" if strategy.size == "exact" else f" --size {strategy.size}"
+            if usual:
+                formatter.write_text(f"Unless you say otherwise:{usual}")
             if strategy.params:
                 formatter.write_dl([_parameter_help(param) for param in strategy.params])
     click.echo(formatter.getvalue().strip("\n"))
@@ -118,31 +222,16 @@ def _default(param: Param) -> str:
     return "" if param.default is None else f"  [default: {str(param.default).lower()}]"
 
 
-def _having(field: str, value: Any) -> str:
-    """Return the names of the methods that differ from the others in a default."""
-    return ", ".join(name for name, s in STRATEGIES.items() if getattr(s, field) == value)
-
-
-def _flag(name: str) -> Callable[[_Function], _Function]:
-    """Return the option of a parameter; its help says which methods have it."""
-    found = [(param, owners) for param, owners in parameters() if param.name == name]
-    texts = (f"{', '.join(owners)}: {param.help}{_default(param)}" for param, owners in found)
-    return _mixing(f"--{name}", metavar=found[0][0].values, help=" ".join(texts))
-
+# --- the command ----------------------------------------------------------------------
 
 _output = partial(click.option, cls=Option, heading="Output")
-_mixing = partial(click.option, cls=Option, heading="How to merge")
-_size = partial(click.option, cls=Option, heading="Size and precision of the result")
+_mixing = partial(click.option, cls=Option, heading=MIXING)
 _input = partial(click.option, cls=Option, heading="What to accept")
 _hub = partial(click.option, cls=Option, heading="The Hub")
 _show = partial(click.option, cls=Option, heading="What to show")
 
 
-@click.command(
-    cls=Command,
-    epilog=_EPILOG,
-    context_settings={"show_default": True, "max_content_width": 100},
-)
+@click.command(cls=Command, epilog=_EPILOG, context_settings=SETTINGS)
 @click.argument("adapters", metavar="ADAPTER...", nargs=-1, type=click.Path())
 @_output("-o", "--output", metavar="OUT", type=click.Path(), help="Folder to write.")
 @_output("--overwrite", is_flag=True, help="Replace the adapter that is in OUT.")
@@ -154,84 +243,12 @@ _show = partial(click.option, cls=Option, heading="What to show")
     help="Recipe with adapters and options by name, in YAML or JSON, or the gam_merge.json of an "
     "earlier merge; what is given here wins.",
 )
-@_mixing(
-    "--method",
-    metavar="NAME",
-    default="gam",
-    help=f"Merging method: {', '.join(STRATEGIES)}, or one that an installed package brings; "
-    "see --list-methods.",
-)
-@_mixing(
-    "--weights",
-    metavar="W,W,...",
-    callback=_numbers,
-    help="One number for each adapter; 0 leaves one out, negative ones subtract.  [default: equal]",
-)
-@_mixing(
-    "--normalize/--no-normalize",
-    default=None,
-    help="Divide the weights by the sum of their absolute values.  [default: --normalize; "
-    f"--no-normalize for {_having('normalize', False)}]",
-)
-@_mixing("--scale", metavar="X", type=float, default=1.0, help="Factor on the merged update.")
-@_mixing(
-    "--missing",
-    type=click.Choice(["zero", "renormalize"]),
-    default="zero",
-    help="Count a module that an adapter lacks as a zero update, or share its weight out "
-    "among the adapters that have it.",
-)
-@_mixing(
-    "--calibrate",
-    type=click.Choice(["none", "pico"]),
-    default="none",
-    help="A step before the method: pico makes output directions that many adapters use "
-    "shorter, and the result as large as its inputs on average.",
-)
-@_flag("reference")
-@_flag("density")
-@_flag("seed")
-@_mixing(
-    "-p",
-    "assigned",
-    metavar="NAME=VALUE",
-    multiple=True,
-    callback=_assignments,
-    help="Any other parameter of the method; may be given more than once.",
-)
-@_size(
-    "--rank",
-    metavar="N|max|sum|energy=X",
-    help="Rank of the result: a number, the largest or the sum of the input ranks, or the "
-    "smallest that keeps the share X of the energy.  [default: max; sum for "
-    f"{_having('rank', 'sum')}]",
-)
-@_size("--uniform-rank", is_flag=True, help="Pad all modules with zeros to one rank.")
-@_size(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    help="Number format of the result; auto is the widest of the inputs.",
-)
-@_mixing(
-    "--device",
-    metavar="auto|cpu|cuda[:N]",
-    default="auto",
-    help="Device to compute on; auto is the CPU for adapters from files.",
-)
-@_input(
-    "--alpha",
-    metavar="X",
-    type=float,
-    help="LoRA alpha for .safetensors files that do not state one.",
-)
-@_input("--allow-base-mismatch", is_flag=True, help="Merge adapters of different base models.")
+@_options_of_a_merge
 @_input(
     "--allow-changes",
     is_flag=True,
     help="Merge what is there now where it is not what the gam_merge.json of --config recorded.",
 )
-@_input("--allow-pickle", is_flag=True, help="Read .bin files (tensors only; no code is run).")
 @_hub(
     "--push-to-hub",
     "repo",
@@ -283,11 +300,8 @@ def main(
     **options: Any,
 ) -> None:
     """Merge LoRA adapters of one base model into a single LoRA adapter."""
-    hub = {name: options.pop(name) for name in _HUB_FLAGS}
-    wanted = [name for name in _HUB_FLAGS if _is_given(ctx, name)]
-    if wanted and repo is None:
-        flag = f"--{wanted[0].replace('_', '-')}"
-        raise click.UsageError(f"{flag}: this is for pushing; give --push-to-hub too.", ctx)
+    settle_client(quiet)
+    target = _target(ctx, repo, {name: options.pop(name) for name in _HUB_FLAGS})
     others = [name for name in ctx.params.keys() - _PUSHING if _is_given(ctx, name)]
     merging = bool(adapters) or config is not None
     if not merging and (repo is None or others):
@@ -297,206 +311,47 @@ def main(
     flags = {name: options.pop(name) for name in _PARAMETER_FLAGS}
     params = _parameters(flags, assigned, taken=options)
     given = {name: value for name, value in options.items() if _is_given(ctx, name)}
-
-    settle_client(quiet)
-    from gam.hub.push import Target, check_target, push_folder
-
-    target = Target(repo, **hub) if repo is not None else None
     if not merging and target is not None and output is not None:
-        pushed = push_folder(output, target)
-        if as_json:
-            record = {"output": str(Path(output).resolve()), "pushed": asdict(pushed)}
-            click.echo(json.dumps(record, indent=2))
-        elif not quiet:
-            click.echo(_pushed_text(pushed))
+        _push(output, target, as_json, quiet)
         return
-    from gam.files import REPORT_NAME
-    from gam.load import input_files
-    from gam.merging.execute import execute
-    from gam.recipes.recipe import Recipe, read_recipe
-    from gam.save import check_output
+    from gam.api import run_merge
 
-    recipe = Recipe() if config is None else read_recipe(config)
-    inputs = recipe.inputs(adapters)
-    if output is not None:
-        check_output(output, overwrite=overwrite, inputs=input_files(inputs))
-    if target is not None:
-        check_target(target)
-    plan = recipe.plan(inputs, allow_changes=allow_changes, **given, **params)
-    if dry_run:
-        if as_json:
-            click.echo(json.dumps(_plan_record(plan, output), indent=2))
-        elif not quiet:
-            click.echo("\n".join(_plan_text(plan)))
-        return
-    hidden = quiet or as_json or sys.stderr is None or not sys.stderr.isatty()
-    length = len(plan.modules)
-    with click.progressbar(length=length, label="Merging", file=sys.stderr, hidden=hidden) as bar:
-        merged = execute(plan, lambda done, _: bar.update(done - bar.pos))
-    assert output is not None
-    folder = merged.save(output, overwrite=overwrite)
-    assert merged.report is not None
-    for warning in merged.report.warnings:
-        click.echo(f"Warning: {shown(warning)}", err=True)
-    if not (as_json or quiet):
-        click.echo("\n".join(_result_text(merged, output)))
-    record = json.loads((folder / REPORT_NAME).read_text("utf-8")) if as_json else {}
-    if target is not None:
-        pushed = push_folder(output, target)
-        record = {"pushed": asdict(pushed), **record}
+    def saved(merged: Adapter, folder: Path) -> None:
+        assert merged.report is not None
+        assert output is not None
         if not (as_json or quiet):
-            click.echo(f"\n{_pushed_text(pushed)}")
+            click.echo("\n".join(result_text(merged, output)))
+        for warning in merged.report.warnings:
+            warn(shown(warning))
+
+    with bar("Merging", hidden=quiet or as_json or dry_run) as progress:
+        done = run_merge(
+            adapters,
+            {**given, **params},
+            config=config,
+            allow_changes=allow_changes,
+            output=output,
+            overwrite=overwrite,
+            target=target,
+            dry_run=dry_run,
+            progress=progress,
+            saved=saved,
+        )
     if as_json:
-        click.echo(json.dumps({"output": str(folder), **record}, indent=2))
+        click.echo(json.dumps(done.as_dict(output), indent=2))
+    elif dry_run and not quiet:
+        click.echo("\n".join(plan_text(done.plan)))
+    elif done.pushed is not None and not quiet:
+        click.echo(f"\n{pushed_text(done.pushed)}")
 
 
-def _is_given(ctx: click.Context, name: str) -> bool:
-    return ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+def _push(output: str, target: Target, as_json: bool, quiet: bool) -> None:
+    """Push the folder of an earlier merge."""
+    from gam.hub.push import push_folder
 
-
-def _parameters(
-    flags: dict[str, Any], assigned: Sequence[tuple[str, str]], taken: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the parameters of the method that were given, by flag or by -p."""
-    params = {name: value for name, value in flags.items() if value is not None}
-    for name, value in assigned:
-        if name == "adapters":
-            raise OptionError("-p adapters: adapters are given by themselves, before the options")
-        if name in ("modules", "expect"):
-            raise OptionError(f"-p {name}: this is no parameter of a method; see --config")
-        if name in taken:
-            raise OptionError(f"-p {name}: this is an option, --{name.replace('_', '-')}")
-        if name in params:
-            raise OptionError(f"-p {name}: the parameter is given twice")
-        params[name] = value
-    return params
-
-
-# --- text -----------------------------------------------------------------------------
-
-
-def _result_text(merged: Adapter, output: str) -> Iterator[str]:
-    report = merged.report
-    assert report is not None
-    ranks = [module.rank for module in merged.modules.values()]
-    size = (Path(output) / "adapter_model.safetensors").stat().st_size
-    yield (
-        f"Wrote {shown(output)}: {report.method}, {counted(ranks, 'module')}, "
-        f"rank {span(ranks)}, {report.dtype}, {byte_size(size)}"
-    )
-    yield ""
-    rows = [
-        (
-            shown(entry.name),
-            _weight(entry.weight),
-            str(entry.modules),
-            span(entry.ranks),
-            number(report.cosines[entry.name]),
-        )
-        for entry in report.inputs
-    ]
-    yield from table(("adapter", "weight", "modules", "rank", "cosine with result"), rows)
-    yield ""
-    yield f"size           {number(report.norm_ratio)} of the mean size of the adapters"
-    yield f"energy kept    {percent(report.energy_kept)} of the exact merge, at this rank"
-    yield f"rounding       {percent(report.rounding_error)} change from writing {report.dtype}"
-
-
-def _pushed_text(pushed: Pushed) -> str:
-    if not pushed.changed:
-        return f"Nothing to push: {pushed.url} holds these files (commit {pushed.commit[:8]})"
-    return f"Pushed to {pushed.url} (commit {pushed.commit[:8]})"
-
-
-def _plan_text(plan: Plan) -> Iterator[str]:
-    size = "size decided by the energy"
-    if plan.output_bytes is not None:
-        size = f"about {byte_size(plan.output_bytes)}"
-    yield (
-        f"Plan: {plan.strategy.name}, {counted(plan.modules, 'module')}, {_dtype(plan)}, {size}; "
-        "nothing written"
-    )
-    yield ""
-    rows = [
-        (
-            shown(adapter.name),
-            _weight(weight),
-            str(len(adapter.modules)),
-            span([module.rank for module in adapter.modules.values()]),
-        )
-        for adapter, weight in zip(plan.adapters, plan.applied, strict=True)
-    ]
-    yield from table(("adapter", "weight", "modules", "rank"), rows)
-    yield ""
-    names = [adapter.name for adapter in plan.adapters]
-    known = [module.rank for module in plan.modules if module.rank is not None]
-    widest = max(known) if known and plan.options["uniform_rank"] else 0
-    own = [module.settings.differences(plan.options) for module in plan.modules]
-    alike = Counter(
-        (
-            _kind(module.name),
-            f"{module.shape[0]} x {module.shape[1]}",
-            *(str(module.ranks.get(name, "-")) for name in names),
-            "by energy" if module.rank is None else str(max(module.rank, widest)),
-            *([", ".join(_settings_text(settings)) or "-"] if any(own) else []),
-        )
-        for module, settings in zip(plan.modules, own, strict=True)
-    )
-    head = ["modules", "shape", *map(shown, names), "result", "count"]
-    if any(own):
-        head.insert(-1, "settings")
-    yield from table(head, [(*row, str(count)) for row, count in sorted(alike.items())])
-
-    if plan.skipped:
-        kinds = sorted({_kind(name) for name in plan.skipped})
-        yield ""
-        yield f"skipped: {counted(plan.skipped, 'module')} ({', '.join(map(shown, kinds))})"
-
-
-def _kind(module: str) -> str:
-    """Return a module's path with stars for the numbers."""
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", module)
-
-
-def _settings_text(settings: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in settings.items():
-        if name == "weights":
-            yield "weights " + "/".join(f"{weight:.3g}" for weight in value.values())
-        elif name == "method":
-            yield str(value)
-        elif value is not None:
-            text = f"{value:.3g}" if isinstance(value, float) else str(value).lower()
-            yield f"{name} {shown(text)}"
-
-
-def _plan_record(plan: Plan, output: str | None) -> dict[str, Any]:
-    return {
-        "output": output and str(Path(output).resolve()),
-        "method": plan.strategy.name,
-        "options": dict(plan.options),
-        "dtype": _dtype(plan),
-        "output_bytes": plan.output_bytes,
-        "inputs": [
-            {**asdict(adapter.describe()), "weight": weight}
-            for adapter, weight in zip(plan.adapters, plan.applied, strict=True)
-        ],
-        "modules": [
-            {
-                "name": module.name,
-                "shape": list(module.shape),
-                "ranks": dict(module.ranks),
-                "rank": module.rank,
-                "settings": module.settings.differences(plan.options),
-            }
-            for module in plan.modules
-        ],
-        "skipped": list(plan.skipped),
-    }
-
-
-def _dtype(plan: Plan) -> str:
-    return str(plan.dtype).removeprefix("torch.")
-
-
-def _weight(value: float | None) -> str:
-    return "varies" if value is None else f"{value:.3f}"
+    pushed = push_folder(output, target)
+    if as_json:
+        record = {"output": str(Path(output).resolve()), "pushed": asdict(pushed)}
+        click.echo(json.dumps(record, indent=2))
+    elif not quiet:
+        click.echo(pushed_text(pushed))

@@ -1,22 +1,26 @@
-"""What the commands share: help under headings, errors as exit codes, tables and numbers."""
+"""What the commands share: help under headings, errors as exit codes, bars."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
+from gam.commands.process import one_merge
 from gam.errors import GamError, OptionError
 
-# M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc, at the largest values it takes.
-_KEEP_MEMORY = {-1: 2**31 - 1, -3: 2**25}
-_OUT_OF_MEMORY = "not enough memory; free some, or do less at a time"
+SETTINGS: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "show_default": True,
+    "max_content_width": 100,
+}
+"""What every command gives click."""
+
+_OUT_OF_MEMORY = "not enough memory. Free some, or do less at a time."
 
 
 class Option(click.Option):
@@ -32,23 +36,9 @@ class Command(click.Command):
     """A command with headings in its help, and `GamError` as one line and an exit code."""
 
     def start(self) -> None:
-        """Run the command as the whole of a process; what the console scripts call.
-
-        What importing torch makes stays until the end. To look through it for garbage, again
-        and again and once more at exit, would cost a third of a second. Nor is memory given
-        back between one module and the next, where the C library lets one ask for that. And
-        NumPy's BLAS gets no threads beside ours, which would spin at the start for nothing.
-        """
-        gc.disable()
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        with contextlib.suppress(AttributeError, OSError, TypeError):
-            allocator = ctypes.CDLL(None)
-            for option in _KEEP_MEMORY.items():
-                allocator.mallopt(*option)
-        try:
+        """Run the command as the whole of a process; what the console scripts call."""
+        with one_merge():
             self()
-        finally:
-            gc.freeze()
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, grouped by heading."""
@@ -58,7 +48,7 @@ class Command(click.Command):
             if record is not None and isinstance(param, click.Option):
                 groups.setdefault(getattr(param, "heading", "What to show"), []).append(record)
         for heading, records in groups.items():
-            with formatter.section(heading):
+            with formatter.section(click.style(heading, bold=True)):
                 formatter.write_dl(records, col_max=34)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -72,7 +62,7 @@ class Command(click.Command):
         except BrokenPipeError:
             raise
         except OSError as error:  # only printing is left: files have errors of their own
-            raise click.ClickException(f"cannot print the result: {error.strerror}") from error
+            raise click.ClickException(f"cannot print the result: {error.strerror}.") from error
         except MemoryError as error:
             raise click.ClickException(_OUT_OF_MEMORY) from error
         except RuntimeError as error:
@@ -96,46 +86,19 @@ def settle_client(quiet: bool) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield lines in columns: the first to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for first, *rest in (head, *rows):
-        cells = [text.rjust(width) for text, width in zip(rest, widths[1:], strict=True)]
-        yield "  ".join([first.ljust(widths[0]), *cells])
+@contextlib.contextmanager
+def bar(label: str, hidden: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal's stderr; give what is called with the number done and in all."""
+    hidden = hidden or sys.stderr is None or not sys.stderr.isatty()
+    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=hidden) as shown:
+
+        def progress(done: int, count: int) -> None:
+            shown.length = count
+            shown.update(done - shown.pos)
+
+        yield progress
 
 
-def shown(name: str) -> str:
-    """Return a name as it is, or escaped where it would disturb the terminal."""
-    return name if name.isprintable() else repr(name)
-
-
-def counted(items: Sequence[Any], noun: str) -> str:
-    """Return how many there are, such as "3 modules"."""
-    return f"{len(items)} {noun}" + ("" if len(items) == 1 else "s")
-
-
-def span(ranks: Sequence[int]) -> str:
-    """Return the smallest and the largest, such as "4-16"; one number where they agree."""
-    low, high = min(ranks), max(ranks)
-    return str(low) if low == high else f"{low}-{high}"
-
-
-def number(value: float) -> str:
-    """Return a number with three decimals; NaN as "undefined"."""
-    return "undefined" if value != value else f"{value:.3f}"
-
-
-def percent(value: float) -> str:
-    """Return a share in percent, to four digits; NaN as "undefined"."""
-    if 0 < value < 1e-5:
-        return "below 0.001 %"
-    return "undefined" if value != value else f"{100 * value:.4g} %"
-
-
-def byte_size(count: float) -> str:
-    """Return a number of bytes with a unit, to three digits."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
+def warn(text: str) -> None:
+    """Print a warning on stderr."""
+    click.echo(f"{click.style('Warning:', fg='yellow')} {text}", err=True)

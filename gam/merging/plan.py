@@ -12,8 +12,7 @@ from typing import Any, TypeAlias
 import torch
 
 from gam import strategies
-from gam.adapter import Adapter
-from gam.algebra.calibrate import CALIBRATIONS
+from gam.adapter import Adapter, Facts, Layout
 from gam.errors import AdapterError, OptionError
 from gam.formats.peft_config import CONFIG_NAME, facts_of
 from gam.formats.read import check_modules, read_config
@@ -21,7 +20,9 @@ from gam.hub.download import HubAdapter
 from gam.hub.names import HubName, Place
 from gam.load import find_adapter, label_of, open_adapter
 from gam.merging.devices import choose_device, natural_device
-from gam.merging.rules import Rule, Settings, is_number, make_rules, record, resolve
+from gam.merging.options import MODULE_OPTIONS, MergeOptions, documented
+from gam.merging.rules import Rule, make_rules, record
+from gam.merging.settings import Settings, resolve
 from gam.merging.threads import run
 from gam.strategies.base import Strategy
 
@@ -32,9 +33,6 @@ Given: TypeAlias = Place | Adapter
 
 _Found: TypeAlias = str | PathLike[str] | HubAdapter | Adapter
 
-Weights: TypeAlias = Sequence[float | Sequence[float]] | Mapping[str, float | Sequence[float]]
-"""One number for each adapter, or a gradient over the layers."""
-
 
 @dataclass(frozen=True)
 class PlannedModule:
@@ -43,6 +41,7 @@ class PlannedModule:
     Attributes:
         name: Module path.
         shape: (out, in).
+        layout: How its matrices lie in a file.
         ranks: Adapter label to rank; adapters that lack the module are absent.
         rank: Output rank, before `uniform_rank`; None where the energy decides.
         settings: How it is merged; one object for all modules that are merged alike.
@@ -50,6 +49,7 @@ class PlannedModule:
 
     name: str
     shape: tuple[int, int]
+    layout: Layout
     ranks: Mapping[str, int]
     rank: int | None
     settings: Settings
@@ -91,6 +91,35 @@ class Plan:
         return found
 
     @property
+    def dtype_name(self) -> str:
+        """The output dtype, such as "bfloat16"."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan in plain Python types."""
+        return {
+            "method": self.strategy.name,
+            "options": dict(self.options),
+            "dtype": self.dtype_name,
+            "output_bytes": self.output_bytes,
+            "inputs": [
+                {**vars(adapter.describe()), "weight": weight}
+                for adapter, weight in zip(self.adapters, self.applied, strict=True)
+            ],
+            "modules": [
+                {
+                    "name": module.name,
+                    "shape": list(module.shape),
+                    "ranks": dict(module.ranks),
+                    "rank": module.rank,
+                    "settings": module.settings.differences(self.options),
+                }
+                for module in self.modules
+            ],
+            "skipped": list(self.skipped),
+        }
+
+    @property
     def output_bytes(self) -> int | None:
         """Size of the merged tensors; None where the energy decides the ranks."""
         ranks = [module.rank for module in self.modules if module.rank is not None]
@@ -102,25 +131,12 @@ class Plan:
         return sum(columns) * self.dtype.itemsize
 
 
+@documented
 def plan_merge(
     adapters: Sequence[Given] | Mapping[str, Given],
     *,
-    method: str = "gam",
-    weights: Weights | None = None,
-    normalize: bool | None = None,
-    scale: float | Sequence[float] = 1.0,
-    rank: int | str | Sequence[int] | None = None,
-    uniform_rank: bool = False,
-    missing: str = "zero",
-    calibrate: str = "none",
-    dtype: str = "auto",
-    device: str = "auto",
-    alpha: float | None = None,
-    allow_pickle: bool = False,
-    allow_base_mismatch: bool = False,
-    modules: Mapping[str, Mapping[str, Any]] | None = None,
     expect: Mapping[str, Sequence[str | None]] | None = None,
-    **params: Any,
+    **options: Any,
 ) -> Plan:
     """Read and check everything a merge needs; compute nothing.
 
@@ -128,34 +144,8 @@ def plan_merge(
         adapters: Paths of adapter folders or `.safetensors` files, names on the Hub
             (``user/name[@revision][:folder]``), or adapters in memory; in a mapping, by the
             labels that they are to have.
-        method: Name of the strategy.
-        weights: One per adapter, in order or by label, any sign; 0 leaves an adapter out.
-            None: equal.
-        normalize: Divide the weights by the sum of their absolute values. None: unless the
-            method adds updates up, as its `Strategy` says.
-        scale: Factor on the merged update.
-        rank: Output rank of each module: a number, "max" (the largest input rank), "sum",
-            or "energy=0.99" (the smallest that keeps this share of the squared norm).
-            None: "max", or what the `Strategy` of the method says.
-        uniform_rank: Pad every module with zeros to the largest rank.
-        missing: A module that an adapter lacks counts as an update of "zero", or the
-            weights are made to sum to one over the others ("renormalize").
-        calibrate: A step before the method: "none", or "pico", which makes output directions
-            that many adapters use shorter and the result as large as its inputs on average.
-        dtype: Of the output: float32, bfloat16, float16, or auto, the widest of the inputs.
-        device: Where to compute: cpu, cuda, cuda:N, or auto, the CUDA device that all adapters
-            are on already, else the CPU. The merged factors are on the CPU, unless all
-            adapters were on that device.
-        alpha: LoRA alpha of files that do not state one.
-        allow_pickle: Read `.bin` files (weights only).
-        allow_base_mismatch: Merge adapters that name different base models.
-        modules: Glob over module paths to options for the modules that it matches:
-            ``method``, ``weights`` (those that are not named stay), ``scale``, ``rank``,
-            ``skip``, parameters of the methods. Of several globs that match, the last one
-            wins, option by option. Here and above, a list in place of a number (not of
-            ``weights`` as a whole) is a gradient over the layers: see `gam.merging.rules`.
         expect: Label to the SHA-256 of the weights file and of the config that must be read.
-        **params: Parameters of the strategy.
+        **options: Those of `MergeOptions`, and parameters of the methods.
 
     Returns:
         The plan.
@@ -164,88 +154,66 @@ def plan_merge(
         OptionError: An option is refused.
         AdapterError: An adapter is refused.
     """
-    strategy = strategies.get(method)
-    strategy.load()  # what is broken shows before anything is read
-    if isinstance(adapters, (str, PathLike, HubName, Adapter)):
-        raise OptionError(f"adapters: got one, {adapters!r}; give a list of adapters")
-    labels = list(adapters) if isinstance(adapters, Mapping) else None
-    adapters = list(adapters.values() if isinstance(adapters, Mapping) else adapters)
-    if not adapters:
-        raise OptionError("adapters: got none; give at least one to merge")
-    for label in labels or []:
-        check_label(label)
-    flags = {
-        "normalize": False if normalize is None else normalize,
-        "uniform_rank": uniform_rank,
-        "allow_pickle": allow_pickle,
-        "allow_base_mismatch": allow_base_mismatch,
-    }
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise OptionError(f"{name}: got {value!r}, expected True or False", name)
-    if calibrate not in CALIBRATIONS:
-        listed = " or ".join(map(repr, CALIBRATIONS))
-        raise OptionError(f"calibrate: got {calibrate!r}, expected {listed}", "calibrate")
-    if missing not in ("zero", "renormalize"):
-        raise OptionError(f"missing: got {missing!r}, expected 'zero' or 'renormalize'", "missing")
-    if dtype not in ["auto", *_DTYPES]:
-        raise OptionError(f"dtype: got {dtype!r}, expected auto, {', '.join(_DTYPES)}", "dtype")
-    if alpha is not None and not is_number(alpha):
-        raise OptionError(f"alpha: got {alpha!r}, expected a finite number", "alpha")
-
-    wanted = choose_device(device)
-    labels = _labels(adapters) if labels is None else labels
-    own = {
-        "method": method,
-        "weights": [1.0] * len(adapters) if weights is None else weights,
-        "scale": scale,
-        "rank": rank,
-        **params,
-    }
-    rules = make_rules(own, modules or {}, labels)
+    strategies.get(options.get("method", "gam")).load()  # what is broken shows first
+    chosen = MergeOptions.of(**options)
+    given, labels = _labelled(adapters)
+    wanted = choose_device(chosen.device)
+    own = {name: getattr(chosen, name) for name in MODULE_OPTIONS if name != "skip"}
+    own["weights"] = [1.0] * len(given) if chosen.weights is None else chosen.weights
+    rules = make_rules({**own, **chosen.params}, chosen.modules or {}, labels)
     absent = [label for label in labels if not any(rule.takes(label) for rule in rules)]
-    # What is on the Hub is checked as far as its configs go before weights are downloaded.
-    found = list(run(partial(_find, allow_pickle), adapters))
-    if not allow_base_mismatch:
-        _check_bases(list(_known_configs(found, labels)))
-    loaded = list(run(partial(_open, alpha, allow_pickle), found, labels))
-    chosen = wanted or natural_device(loaded)
+    loaded = _load(given, labels, chosen)
     _check_unchanged(loaded, expect or {})
-    if alpha is not None and not any(a.source and a.source.alpha is not None for a in loaded):
-        raise OptionError("alpha: every adapter states its own alpha; leave --alpha out", "alpha")
-    if not allow_base_mismatch:
-        _check_bases([(adapter.name, adapter.config) for adapter in loaded])
-    shapes = _shapes(loaded)
+    _check_shapes(loaded)
     present = [adapter for adapter in loaded if adapter.name not in absent]
     names = sorted({name for adapter in present for name in adapter.modules})
-    settings = resolve(rules, names, labels, absent, normalize)
-    planned = _plan_modules(present, shapes, settings)
+    settings = resolve(rules, names, labels, absent, chosen)
+    planned = _plan_modules(present, settings)
     _check_ranks(rules, planned)
-    options = {
-        "method": method,
-        "weights": None,
-        "normalize": normalize,
-        "scale": scale,
-        "rank": rank,
-        "uniform_rank": uniform_rank,
-        "missing": missing,
-        "calibrate": calibrate,
-        "dtype": dtype,
-        "device": device,
-        "alpha": alpha,
-        "allow_pickle": allow_pickle,
-        "allow_base_mismatch": allow_base_mismatch,
-        **record(rules, labels, absent, settings.values()),
-    }
+    used = [module.settings.strategy for module in planned]
+    dtype = _output_dtype(present) if chosen.dtype == "auto" else _DTYPES[chosen.dtype]
     return Plan(
         adapters=present,
-        strategy=strategy,
-        options=options,
+        strategy=strategies.get(chosen.method),
+        options={**chosen.record(), **record(rules, labels, absent, used)},
         modules=planned,
         skipped=sorted({*names} - {module.name for module in planned}),
-        dtype=_output_dtype(present) if dtype == "auto" else _DTYPES[dtype],
-        device=chosen,
+        dtype=dtype,
+        device=wanted or natural_device(loaded),
     )
+
+
+def _labelled(
+    adapters: Sequence[Given] | Mapping[str, Given],
+) -> tuple[list[Given], list[str]]:
+    """Return the adapters and a unique label for each."""
+    if isinstance(adapters, (str, PathLike, HubName, Adapter)):
+        raise OptionError(f"adapters: got one, {adapters!r}, expected a list of adapters.")
+    given = list(adapters.values() if isinstance(adapters, Mapping) else adapters)
+    if not given:
+        raise OptionError("adapters: got none, expected at least one to merge.")
+    if not isinstance(adapters, Mapping):
+        return given, _labels(given)
+    for label in adapters:
+        check_label(label)
+    return given, list(adapters)
+
+
+def _load(given: Sequence[Given], labels: Sequence[str], options: MergeOptions) -> list[Adapter]:
+    """Return the adapters, read and checked.
+
+    What is on the Hub is checked as far as its configs go before weights are downloaded.
+    """
+    found = list(run(partial(_find, options.allow_pickle), given))
+    if not options.allow_base_mismatch:
+        _check_bases(list(_known_facts(found, labels)))
+    loaded = list(run(partial(_open, options.alpha, options.allow_pickle), found, labels))
+    used = any(a.source is not None and a.source.alpha is not None for a in loaded)
+    if options.alpha is not None and not used:
+        raise OptionError("alpha: every adapter states its own alpha. Leave --alpha out.", "alpha")
+    if not options.allow_base_mismatch:
+        _check_bases([(adapter.name, adapter.facts) for adapter in loaded])
+    return loaded
 
 
 def check_label(label: Any, where: str = "") -> None:
@@ -255,7 +223,7 @@ def check_label(label: Any, where: str = "") -> None:
         OptionError: It is; the message starts with ``where``.
     """
     if not isinstance(label, str) or not label.strip():
-        raise OptionError(f"{where}adapters: got {label!r} as a label, expected a name")
+        raise OptionError(f"{where}adapters: got {label!r} as a label, expected a name.")
 
 
 def _labels(adapters: Sequence[Any]) -> list[str]:
@@ -274,15 +242,13 @@ def _find(allow_pickle: bool, adapter: Given) -> _Found:
     return adapter if isinstance(adapter, Adapter) else find_adapter(adapter, allow_pickle)
 
 
-def _known_configs(
-    found: Sequence[_Found], labels: Sequence[str]
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield label and config of the adapters whose config is known before they are opened."""
+def _known_facts(found: Sequence[_Found], labels: Sequence[str]) -> Iterator[tuple[str, Facts]]:
+    """Yield label and facts of the adapters whose config is known before they are opened."""
     for adapter, label in zip(found, labels, strict=True):
         if isinstance(adapter, Adapter):
-            yield label, adapter.config
+            yield label, facts_of(adapter.config)
         elif isinstance(adapter, HubAdapter):
-            yield label, read_config(adapter.config, str(adapter.name))
+            yield label, facts_of(read_config(adapter.config, str(adapter.name)))
 
 
 def _open(alpha: float | None, allow_pickle: bool, adapter: _Found, label: str) -> Adapter:
@@ -311,24 +277,24 @@ def _check_unchanged(
     if changed:
         raise AdapterError(
             f"changed since the recorded merge: {', '.join(changed)}. Restore what was merged, or "
-            "pass --allow-changes to merge what is there now"
+            "pass --allow-changes to merge what is there now."
         )
 
 
-def _check_bases(configs: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    for key, what in (("base_model_name_or_path", "base model"), ("revision", "base revision")):
-        named = [(name, config[key]) for name, config in configs if config.get(key)]
+def _check_bases(known: Sequence[tuple[str, Facts]]) -> None:
+    for field, what in (("base", "base model"), ("revision", "base revision")):
+        named = [(name, value) for name, facts in known if (value := getattr(facts, field))]
         for name, base in named[1:]:
             if str(base).rstrip("/") != str(named[0][1]).rstrip("/"):
                 raise AdapterError(
                     f"{what}: {named[0][0]!r} was trained on {named[0][1]!r} but {name!r} on "
                     f"{base!r}; updates of different models do not add up. "
-                    "If the two are the same weights, pass --allow-base-mismatch"
+                    "If the two are the same weights, pass --allow-base-mismatch."
                 )
 
 
-def _shapes(adapters: Sequence[Adapter]) -> dict[str, tuple[int, int]]:
-    """Return the shape of every module; refuse different ones."""
+def _check_shapes(adapters: Sequence[Adapter]) -> None:
+    """Refuse a module whose shape or layout differs among adapters."""
     first: dict[str, Adapter] = {}
     for adapter in adapters:
         for name, module in adapter.modules.items():
@@ -337,15 +303,19 @@ def _shapes(adapters: Sequence[Adapter]) -> dict[str, tuple[int, int]]:
                 raise AdapterError(
                     f"module {name!r}: update of shape {list(shape)} in {first[name].name!r} but "
                     f"{list(module.shape)} in {adapter.name!r}; the adapters were trained on "
-                    "different models and cannot be merged"
+                    "different models and cannot be merged. Leave one of them out."
                 )
-    return {name: adapter.modules[name].shape for name, adapter in first.items()}
+            layout = first[name].modules[name].layout
+            if module.layout != layout:
+                raise AdapterError(
+                    f"module {name!r}: {layout} in {first[name].name!r} but {module.layout} in "
+                    f"{adapter.name!r}; these are different kinds of updates and cannot be "
+                    "merged. Leave one of them out."
+                )
 
 
 def _plan_modules(
-    adapters: Sequence[Adapter],
-    shapes: Mapping[str, tuple[int, int]],
-    settings: Mapping[str, Settings],
+    adapters: Sequence[Adapter], settings: Mapping[str, Settings]
 ) -> list[PlannedModule]:
     planned = []
     for name, chosen in settings.items():
@@ -355,9 +325,15 @@ def _plan_modules(
         ranks = {adapter.name: adapter.modules[name].rank for adapter in holders}
         rule = {"max": max(ranks.values()), "sum": sum(ranks.values())}
         rank = None if isinstance(chosen.rank, float) else rule.get(str(chosen.rank), chosen.rank)
-        planned.append(PlannedModule(name, shapes[name], ranks, rank, chosen))  # type: ignore[arg-type]
+        first = holders[0].modules[name]
+        planned.append(
+            PlannedModule(name, first.shape, first.layout, ranks, rank, chosen)  # type: ignore[arg-type]
+        )
     if not planned:
-        raise OptionError("weights: every adapter that holds a module has weight 0", "weights")
+        raise OptionError(
+            "weights: every adapter that holds a module has weight 0. Give one another weight.",
+            "weights",
+        )
     return planned
 
 
@@ -369,7 +345,7 @@ def _check_ranks(rules: Sequence[Rule], modules: Sequence[PlannedModule]) -> Non
             if isinstance(number, int) and number > most:
                 with rule.located("rank"):
                     raise OptionError(
-                        f"rank: got {number}, more than any module can use; at most {most}"
+                        f"rank: got {number}, more than any module can use. Give at most {most}."
                     )
 
 

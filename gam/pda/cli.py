@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from gam import __version__
-from gam.commands.terminal import Command, Option, number, percent, shown, table
+from gam.commands.terminal import Command, Option
+from gam.commands.text import number, percent, shown, table
 from gam.pda.evaluate import EXTRACTORS
 from gam.pda.generate import Generation
 from gam.pda.records import Row

@@ -17,8 +17,8 @@ from gam import strategies
 from gam.errors import AdapterError, OptionError, PluginError
 from gam.files import REPORT_NAME
 from gam.hub.names import HubName, parse_name
+from gam.merging.options import MODULE_OPTIONS
 from gam.merging.plan import Given, Plan, check_label, plan_merge
-from gam.merging.rules import MODULE_OPTIONS
 from gam.recipes.document import parse
 from gam.version import __version__
 

@@ -77,6 +77,12 @@ class Strategy:
             False for methods that add updates up.
         rank: Output rank where the user does not say; "sum" for methods whose result is of
             high rank.
+        size: Size of the result where the user does not say: "exact" is what the function
+            gives, "mean" the weighted mean size of the inputs.
+        float32_is_enough: Whether the function guards itself, so that where all factors are of
+            half precision the overlaps may come from products in float32: it raises
+            `gam.algebra.updates.InexactError` where these do not determine its result. Else
+            everything that it gets is good to float64.
         package: Distribution and version that brings it; empty for a method of gam's own.
     """
 
@@ -87,6 +93,8 @@ class Strategy:
     params: tuple[Param, ...] = ()
     normalize: bool = True
     rank: Literal["max", "sum"] = "max"
+    size: Literal["exact", "mean"] = "exact"
+    float32_is_enough: bool = False
     package: str = ""
 
     def load(self) -> Callable[..., Any]:

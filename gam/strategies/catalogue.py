@@ -46,7 +46,7 @@ _CORE = (
     "arXiv:2509.17786"
 )
 
-BUILT_IN = (
+_METHODS = (
     Strategy(
         name="gam",
         function="gam.strategies.gam:gam",
@@ -62,12 +62,6 @@ BUILT_IN = (
                 choices=("consensus",),
             ),
             Param("retract", "bool", False, "Use the orthonormal bases nearest to the mean bases."),
-            Param(
-                "match_norm",
-                "bool",
-                False,
-                "Scale each module to the weighted mean of its inputs' norms.",
-            ),
         ),
     ),
     Strategy(
@@ -158,6 +152,7 @@ BUILT_IN = (
         summary="Add up, each direction divided by how many adapters reach it, at their mean size.",
         paper="",
         rank="sum",
+        size="mean",
     ),
     Strategy(
         name="tsv",
@@ -281,3 +276,6 @@ BUILT_IN = (
         "semi-definite matrices, doi:10.1016/j.laa.2012.12.009",
     ),
 )
+
+# All of them ask for float64 where float32 does not determine what they give.
+BUILT_IN = tuple(replace(strategy, float32_is_enough=True) for strategy in _METHODS)

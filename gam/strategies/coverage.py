@@ -8,8 +8,8 @@ eigenvalues count the adapters that cover a direction; ``K_V`` does so for the r
 adds where subspaces are orthogonal and averages where they coincide. Unlike GAM it needs no
 reference and makes no cross terms: with orthogonal subspaces every adapter is in X as it is.
 TSV-Merge comes to the same X from another side (see `gam.strategies.tsv`), and leaves it at a
-size that grows with the number of adapters. Here X is scaled to the weighted mean of the sizes
-of the updates, in every module: what adapters were trained to be is what a model stands.
+size that grows with the number of adapters. Here the size is by default the weighted mean of the
+sizes of the updates, in every module: that is as much change as each adapter was trained to make.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gam.algebra.core_space import inverse_root
-from gam.algebra.updates import Product, Update, block_diagonal, sized
+from gam.algebra.updates import Product, Update, block_diagonal
 
 
 def coverage(updates: Sequence[Update], weights: Sequence[float]) -> Product:
@@ -28,8 +28,8 @@ def coverage(updates: Sequence[Update], weights: Sequence[float]) -> Product:
         weights: One per update, on the updates; the bases count alike.
 
     Returns:
-        ``K_U^-1/2 (sum_i w_i dW_i) K_V^-1/2`` at the Frobenius norm ``sum_i |w_i| ||dW_i||``.
-        It does not depend on the order of the adapters or on their gauge.
+        ``K_U^-1/2 (sum_i w_i dW_i) K_V^-1/2``; neither the order of the adapters nor their
+        gauge changes it.
 
     Raises:
         InexactError: The precision is float32, and some directions are nearly shared.
@@ -42,4 +42,4 @@ def coverage(updates: Sequence[Update], weights: Sequence[float]) -> Product:
         for side in (updates[0].left.side, updates[0].right.side)
     )
     core = block_diagonal([w * u.core for u, w in zip(updates, weights, strict=True)])
-    return sized(Product(left, core, right), updates, weights)
+    return Product(left, core, right)

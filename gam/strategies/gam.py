@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from gam.algebra.core_space import inverse_root
-from gam.algebra.updates import Basis, Product, Side, Update, sized
+from gam.algebra.updates import Basis, Product, Side, Update
 from gam_kernels import polar
 
 # A fixed point is reached when no entry of a rotation moves more than this.
@@ -62,7 +62,6 @@ def gam(
     *,
     reference: str | None = None,
     retract: bool = False,
-    match_norm: bool = False,
 ) -> Product:
     """Merge by Geometric Alignment Merging.
 
@@ -77,7 +76,6 @@ def gam(
             first of the largest rank; so too where the named one is absent. "consensus":
             the generalised Procrustes mean, which no order can change.
         retract: Replace the mean bases by the nearest orthonormal ones.
-        match_norm: Scale each module to the weighted mean of its inputs' Frobenius norms.
 
     Returns:
         A product of the reference's rank.
@@ -109,8 +107,7 @@ def gam(
         for name, side in (("left", left), ("right", right))
         for key, value in side.diagnostics.items()
     }
-    product = Product(left.mean, core, right.mean, diagnostics, _warnings(diagnostics))
-    return sized(product, updates, weights) if match_norm else product
+    return Product(left.mean, core, right.mean, diagnostics, _warnings(diagnostics))
 
 
 def _choose(ranks: Mapping[str, int], reference: str | None) -> int:

@@ -15,8 +15,9 @@ from helpers.updates import dense, factors, formed
 from gam import load_adapter
 from gam.adapter import Adapter, LowRank
 from gam.algebra.updates import from_factors
+from gam.api import merge_adapters
 from gam.errors import AdapterError, OptionError, OutputError
-from gam.merging.execute import execute, merge_adapters
+from gam.merging.execute import execute
 from gam.merging.plan import plan_merge
 from gam.strategies.gam import gam as gam_method
 

@@ -14,8 +14,8 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 from gam.adapter import Adapter, LowRank
+from gam.api import merge_adapters
 from gam.errors import OptionError
-from gam.merging.execute import merge_adapters
 from gam.merging.plan import plan_merge
 from gam.merging.rules import Rule, resolve
 from gam.strategies import STRATEGIES

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gam.adapter import Adapter, LowRank
-from gam.merging.execute import merge_adapters
+from gam.api import merge_adapters
 from gam.strategies.frechet import frechet
 from gam.strategies.gam import gam
 

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gam.adapter import Adapter, LowRank
-from gam.merging.execute import merge_adapters
+from gam.api import merge_adapters
 from gam.strategies.gam import gam
 from gam.strategies.linear import linear
 

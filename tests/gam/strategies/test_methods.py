@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import gam.merging.batches
 from gam.adapter import Adapter, LowRank
 from gam.algebra.updates import Rows
+from gam.api import merge_adapters
 from gam.errors import AdapterError
-from gam.merging.execute import merge_adapters
 from gam.strategies import STRATEGIES
 
 settings.register_profile("methods", deadline=None, max_examples=15)
