@@ -103,7 +103,7 @@ def estimate(values: Sequence[float], sign: str = "") -> str:
 
 def line(title: str, *cells: str) -> None:
     """Print a row, as soon as it is known."""
-    print(f"{title:{LABEL}}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
+    print(f"{title:{LABEL}}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
 
 
 def main() -> None:

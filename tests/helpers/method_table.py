@@ -9,12 +9,11 @@ from gam.strategies import STRATEGIES, Strategy
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 BEGIN, END = "<!-- method table -->\n", "<!-- end of method table -->\n"
-FLAGS = ("reference", "density", "seed")
 
 
 def table() -> str:
-    """Return a row for each method: name, summary, paper and parameters."""
-    rows = ["| `--method` | What it does | Parameters |", "| --- | --- | --- |"]
+    """Return a row for each method: name, summary and papers."""
+    rows = ["| `--method` | What it does (arXiv) |", "| --- | --- |"]
     rows += [row(strategy) for strategy in STRATEGIES.values()]
     return "\n".join(rows) + "\n"
 
@@ -23,12 +22,8 @@ def row(strategy: Strategy) -> str:
     papers = re.findall(r"arXiv[: ](\d+\.\d+)", strategy.paper)
     text = strategy.summary.removesuffix(".")
     if papers:
-        text += f" (arXiv {', '.join(papers)})"
-    shown = [
-        f"`--{param.name}`" if param.name in FLAGS else f"`-p {param.name}`"
-        for param in strategy.params
-    ]
-    return f"| `{strategy.name}` | {text} | {', '.join(shown)} |"
+        text += f" ({', '.join(papers)})"
+    return f"| `{strategy.name}` | {text} |"
 
 
 if __name__ == "__main__":
