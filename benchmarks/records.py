@@ -22,8 +22,12 @@ RESULTS = HERE / "results.jsonl"
 
 
 def check_clean(dry: bool) -> None:
-    """Exit where records would name a commit that is not what was measured."""
-    if not dry and _git("status", "--porcelain", "--untracked-files=no"):
+    """Exit where records would name a commit that is not what was measured, or none."""
+    if dry:
+        return
+    if _git("rev-parse", "HEAD") is None:
+        sys.exit("this is no git checkout, so records could name no commit; pass --dry")
+    if _git("status", "--porcelain", "--untracked-files=no"):
         sys.exit("the checkout has changes that are not committed; commit them or pass --dry")
 
 
@@ -95,7 +99,10 @@ def _processor() -> str:
     return "{model name} (family {cpu family}, model {model}, {0})".format(vectors, **found)
 
 
-def _git(*words: str) -> str:
-    return subprocess.run(
-        ["git", *words], cwd=HERE, check=True, capture_output=True, text=True
-    ).stdout.strip()
+def _git(*words: str) -> str | None:
+    """Return what git says of this folder; None where it is in no checkout, or git is not there."""
+    try:
+        done = subprocess.run(["git", *words], cwd=HERE, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
