@@ -39,8 +39,8 @@ def result_text(merged: Adapter, output: str) -> Iterator[str]:
     ]
     yield from table(("adapter", "weight", "modules", "rank", "cosine with result"), rows)
     yield note(
-        "(cosine: how much of the direction of an adapter is in the result, from 1 for all "
-        "through 0 for nothing to -1 for the opposite)"
+        "(cosine: how much of an adapter's direction is in the result: 1 all, 0 nothing, "
+        "-1 the opposite)"
     )
     yield ""
     yield f"size           {number(report.norm_ratio)} of the mean size of the adapters"
@@ -48,8 +48,8 @@ def result_text(merged: Adapter, output: str) -> Iterator[str]:
     yield f"rounding       {percent(report.rounding_error)} change from writing {report.dtype}"
     yield ""
     yield note(
-        f"Next: score it on your own tasks beside the adapters alone; {shown(output)}/README.md "
-        "shows how to load it. gam-inspect shows how the adapters relate."
+        f"Next: score it on your own tasks beside each adapter; {shown(output)}/README.md shows "
+        "how to load it."
     )
 
 

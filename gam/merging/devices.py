@@ -24,20 +24,20 @@ def choose_device(name: str) -> torch.device | None:
         OptionError: There is no such device.
     """
     if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise OptionError(f"device: got {name!r}, expected auto, cpu, cuda or cuda:N", "device")
+        raise OptionError(f"device: got {name!r}, expected auto, cpu, cuda or cuda:N.", "device")
     if name in ("auto", "cpu"):
         return _CPU if name == "cpu" else None
     count = torch.cuda.device_count()
     if not count:
         raise OptionError(
             f"device: got {name!r}, but torch {torch.__version__} finds no CUDA device here. "
-            "Pass --device cpu, or install a torch that is made for your GPU",
+            "Pass --device cpu, or install a torch that is made for your GPU.",
             "device",
         )
     index = int(name.partition(":")[2] or torch.cuda.current_device())
     if index >= count:
         listed = ", ".join(f"cuda:{i}" for i in range(count))
-        raise OptionError(f"device: got {name!r}, expected one of {listed}", "device")
+        raise OptionError(f"device: got {name!r}, expected one of {listed}.", "device")
     return torch.device("cuda", index)
 
 

@@ -49,7 +49,7 @@ def get(name: str) -> Strategy:
         bringing = " and ".join(repr(plugins.package(point)) for point in points)
         raise PluginError(
             f"method {name!r}: {own}{bringing} bring a method of this name; "
-            "uninstall all but one, or ask for another name"
+            "uninstall all but one, or ask for another name."
         )
     return plugins.load(points[0])
 

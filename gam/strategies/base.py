@@ -123,7 +123,7 @@ class Strategy:
             if name not in known:
                 listed = ", ".join(known) or "none"
                 raise OptionError(
-                    f"method {self.name!r} has no parameter {name!r}; its parameters: {listed}"
+                    f"method {self.name!r} has no parameter {name!r}; its parameters: {listed}."
                 )
         checked = {}
         for param in self.params:
@@ -144,11 +144,11 @@ class Strategy:
                 words = {"true": True, "1": True, "false": False, "0": False}
                 value = words.get(value.lower(), value)
             if not isinstance(value, bool):
-                raise OptionError(f"{where}: got {value!r}, expected true or false")
+                raise OptionError(f"{where}: got {value!r}, expected true or false.")
             return value
         if param.kind == "choice":
             raise OptionError(
-                f"{where}: got {value!r}, expected one of: {', '.join(param.choices)}"
+                f"{where}: got {value!r}, expected one of: {', '.join(param.choices)}."
             )
         word = "a whole number" if param.kind == "int" else "a number"
         try:
@@ -156,9 +156,9 @@ class Strategy:
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number) or (param.kind == "int" and number != int(number)):
-            raise OptionError(f"{where}: got {value!r}, expected {word}")
+            raise OptionError(f"{where}: got {value!r}, expected {word}.")
         if not param.minimum <= number <= param.maximum:
-            raise OptionError(f"{where}: got {value!r}, expected {word}{param.bounds}")
+            raise OptionError(f"{where}: got {value!r}, expected {word}{param.bounds}.")
         if param.kind != "int":
             return number
         try:
@@ -179,5 +179,5 @@ def _adapter(value: Any, names: Sequence[str], where: str, choices: tuple[str, .
         listed = ", ".join([*names, *choices])
         raise OptionError(
             f"{where}: got {value!r}, expected an index from 0 to {len(names) - 1} "
-            f"or one of: {listed}"
+            f"or one of: {listed}."
         ) from None

@@ -36,7 +36,7 @@ def load(point: EntryPoint) -> Strategy:
         PluginError: It cannot be imported, or is not what it should be.
     """
     where = f"method {point.name!r} of package {package(point)!r} ({point.value})"
-    advice = "tell its author, or uninstall the package"
+    advice = "tell its author, or uninstall the package."
     try:
         strategy = point.load()
         if isinstance(strategy, Strategy):

@@ -65,8 +65,11 @@ except SystemExit:
     assert "click" in modules
     assert not layers(modules, "torch", "numpy", "safetensors", "gam_kernels")
     catalogue = {f"gam.strategies{m}" for m in ("", ".base", ".catalogue", ".plugins")}
+    catalogue |= {f"gam.merging{m}" for m in ("", ".options", ".values")}
+    catalogue |= {"gam.commands.merge_text"}
     own = catalogue if command == "merge" else {"gam.inspection", "gam.inspection.types"}
-    commands = {f"gam.commands{m}" for m in ("", ".terminal", f".{command}")}
+    shared = ("", ".terminal", ".process", ".text")
+    commands = {f"gam.commands{m}" for m in (*shared, f".{command}")}
     assert layers(modules, "gam") == {"gam", "gam.errors", "gam.version", *commands, *own}
 
 

@@ -24,7 +24,7 @@ def procrustes(basis, target):
     return polar(basis.T @ target)
 
 
-def gam(deltas, weights=None, reference=None, retract=False, match_norm=False, svds=None):
+def gam(deltas, weights=None, reference=None, retract=False, svds=None):
     """Equations 1 to 5 of arXiv 2606.00357 with weights; zero updates may be among them."""
     n = len(deltas)
     weights = np.full(n, 1 / n) if weights is None else np.asarray(weights, dtype=float)
@@ -52,11 +52,7 @@ def gam(deltas, weights=None, reference=None, retract=False, match_norm=False, s
     v_bar = v_bar @ np.linalg.inv(cover_v)
     if retract:
         u_bar, v_bar = polar(u_bar), polar(v_bar)
-    merged = u_bar @ s_bar @ v_bar.T
-    if match_norm:
-        wanted = sum(abs(weights[i]) * np.linalg.norm(deltas[i]) for i in present)
-        merged = merged * wanted / np.linalg.norm(merged)
-    return merged
+    return u_bar @ s_bar @ v_bar.T
 
 
 def consensus_frame(bases, shares, iterations=3000):

@@ -1,7 +1,6 @@
 """The command line: exact text, exit codes, and what is left on disk."""
 
 import hashlib
-import inspect
 import json
 import re
 import shlex
@@ -15,13 +14,15 @@ from typing import Any
 import click
 import pytest
 import torch
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from helpers.paths import ROOT
 from safetensors.torch import load_file
 
 import gam
+from gam import api
 from gam.commands import merge as cli
-from gam.merging import execute as merge
+from gam.merging.options import DEFAULTS, OPTIONS
 from gam.strategies import STRATEGIES
 
 ADAPTERS = ROOT / "examples" / "adapters"
@@ -90,6 +91,7 @@ def test_flags_are_those_of_the_contract() -> None:
         *(
             "--no-normalize",
             "--scale",
+            "--size",
             "--missing",
             "--calibrate",
             "--reference",
@@ -106,11 +108,7 @@ def test_flags_are_those_of_the_contract() -> None:
 
 
 def test_defaults_are_those_of_the_python_function() -> None:
-    wanted = {
-        name: parameter.default
-        for name, parameter in inspect.signature(merge.plan_merge).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("modules", "expect")
-    }
+    wanted = {name: DEFAULTS[name] for name, option in OPTIONS.items() if option.flag}
     # What the command passes on; click has its own mark for "no default" before callbacks.
     context = cli.main.make_context("gam-merge", [SORT])
     assert {name: context.params[name] for name in wanted} == wanted
@@ -123,7 +121,8 @@ def test_list_methods() -> None:
         assert f"{strategy.name}:\n  {strategy.summary}\n" in result.stdout
         assert "".join(strategy.paper.split()) in "".join(result.stdout.split())
     assert "--reference NAME|INDEX|consensus" in result.stdout
-    assert "-p match_norm=true|false" in result.stdout
+    assert "-p retract=true|false" in result.stdout
+    assert "Unless you say otherwise: --rank sum --size mean" in result.stdout
     assert "--density FLOAT from 0 to 1" in result.stdout
     shown = " ".join(invoke("--help").stdout.split())
     assert f"Merging method: {', '.join(STRATEGIES)}, or" in shown
@@ -143,7 +142,7 @@ def test_list_methods() -> None:
         ),
         (
             [SORT, "-o", "out", "--weights", "1,2"],
-            "weights: got 2 for 1 adapters; give one number for each",
+            "weights: got 2 for 1 adapters; give one number for each.",
         ),
         (
             [SORT, "-o", "out", "-p", "x"],
@@ -151,20 +150,19 @@ def test_list_methods() -> None:
         ),
         (
             [SORT, "-o", "out", "-p", "uniform-rank=1"],
-            "-p uniform_rank: this is an option, --uniform-rank",
+            "-p uniform_rank: this is an option. Give --uniform-rank.",
         ),
         (
             [SORT, "-o", "out", "-p", "retract=true", "-p", "retract=true"],
-            "-p retract: the parameter is given twice",
+            "-p retract: the parameter is given twice.",
         ),
         (
             [SORT, "-o", "out", "--density", "0.5"],
-            "method 'gam' has no parameter 'density'; "
-            "its parameters: reference, retract, match_norm",
+            "method 'gam' has no parameter 'density'; its parameters: reference, retract.",
         ),
         (
             [SORT, "-o", "out", "--method", "ties", "--reference", "sort"],
-            "method 'ties' has no parameter 'reference'; its parameters: density",
+            "method 'ties' has no parameter 'reference'; its parameters: density.",
         ),
         (
             [SORT, "-o", "out", "--method", "tie"],
@@ -173,12 +171,12 @@ def test_list_methods() -> None:
         (
             [SORT, ROTATE, "-o", "out", "--reference", "2"],
             "reference of method 'gam': got '2', expected an index from 0 to 1 or one of: "
-            "sort, rotate, consensus",
+            "sort, rotate, consensus.",
         ),
         (
             [SORT, "-o", "out", "--rank", "big"],
             "rank: got 'big', expected a whole number above 0, 'max', 'sum' or 'energy=X' with X "
-            "above 0 and at most 1, such as energy=0.99",
+            "above 0 and at most 1, such as energy=0.99.",
         ),
     ],
     ids=lambda value: " ".join(value[1:])[:40] if isinstance(value, list) else "",
@@ -206,7 +204,7 @@ def test_an_existing_output_is_refused_before_anything_is_read(
     assert invoke(SORT, "-o", "out", "--quiet").exit_code == 0
     before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(merge, "plan_merge", raiser(AssertionError("read")))
+        patch.setattr(api, "execute", raiser(AssertionError("read")))
         result = invoke(SORT, "-o", "out")
     assert result.exit_code == 1
     assert result.stderr == (
@@ -222,22 +220,22 @@ def test_an_existing_output_is_refused_before_anything_is_read(
     ids=["python", "torch"],
 )
 def test_no_memory_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge, "execute", raiser(error))
+    monkeypatch.setattr(api, "execute", raiser(error))
     assert_failed(
         invoke(SORT, "-o", "out"),
         1,
-        "Error: not enough memory; free some, or do less at a time\n",
+        "Error: not enough memory. Free some, or do less at a time.\n",
     )
 
 
 def test_another_runtime_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge, "execute", raiser(RuntimeError("a bug")))
+    monkeypatch.setattr(api, "execute", raiser(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         invoke(SORT, "-o", "out")
 
 
 def test_an_interrupt_leaves_one_line_and_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge, "execute", raiser(KeyboardInterrupt()))
+    monkeypatch.setattr(api, "execute", raiser(KeyboardInterrupt()))
     result = invoke(SORT, "-o", "out")
     assert (result.exit_code, result.stderr.strip(), result.stdout) == (1, "Aborted!", "")
     assert list(Path().iterdir()) == []
@@ -256,10 +254,14 @@ def test_merging_one_adapter_returns_it() -> None:
         "\n"
         "adapter  weight  modules  rank  cosine with result\n"
         "sort      1.000        8    16               1.000\n"
+        "(cosine: how much of an adapter's direction is in the result: 1 all, 0 nothing, "
+        "-1 the opposite)\n"
         "\n"
         "size           1.000 of the mean size of the adapters\n"
         "energy kept    100 % of the exact merge, at this rank\n"
         "rounding       below 0.001 % change from writing float32\n"
+        "\n"
+        "Next: score it on your own tasks beside each adapter; out/README.md shows how to load it.\n"
     )
 
 
@@ -311,13 +313,15 @@ def test_json_is_what_was_recorded_and_what_was_written() -> None:
 def test_options_reach_the_merge() -> None:
     arguments = [REVERSE, SORT, "-o", "out", "--json", "--weights", "2,-1", "--no-normalize"]
     arguments += ["--scale", "0.5", "--missing", "renormalize", "--rank", "4", "--uniform-rank"]
-    arguments += ["--dtype", "bfloat16", "--reference", "1", "-p", "match-norm=true"]
+    arguments += ["--dtype", "bfloat16", "--reference", "1", "-p", "retract=true"]
+    arguments += ["--size", "mean"]
     record = json.loads(invoke(*arguments).stdout)
     assert record["options"] == {
         "method": "gam",
         "weights": [2.0, -1.0],
         "normalize": False,
         "scale": 0.5,
+        "size": "mean",
         "rank": "4",
         "uniform_rank": True,
         "missing": "renormalize",
@@ -328,8 +332,7 @@ def test_options_reach_the_merge() -> None:
         "allow_pickle": False,
         "allow_base_mismatch": False,
         "reference": "sort",
-        "retract": False,
-        "match_norm": True,
+        "retract": True,
     }
     assert {module["rank"] for module in record["modules"]} == {4}
 
@@ -356,13 +359,14 @@ def test_dry_run() -> None:
         "model.layers.*.self_attn.o_proj   64 x 64    16       8      16      2\n"
         "model.layers.*.self_attn.q_proj   64 x 64    16       8      16      2\n"
         "model.layers.*.self_attn.v_proj   64 x 64    16       4      16      2\n"
+        "(the ranks of each adapter and of the result; * stands for every layer)\n"
     )
 
 
 def test_dry_run_with_the_rank_left_to_the_energy() -> None:
     result = invoke(SORT, "--dry-run", "--rank", "energy=0.9")
     assert result.stdout.startswith("Plan: gam, 8 modules, bfloat16, size decided by the energy;")
-    assert result.stdout.splitlines()[-1].split()[-2:] == ["energy", "2"]
+    assert result.stdout.splitlines()[-2].split()[-2:] == ["energy", "2"]
 
 
 def test_dry_run_as_json() -> None:
@@ -467,6 +471,7 @@ def test_a_recipe_and_flags_that_win() -> None:
         "   weights 1/1      1\n"
         "model.layers.*.self_attn.v_proj   64 x 64  16   4      16             "
         "   weights 3/1      1\n"
+        "(the ranks of each adapter and of the result; * stands for every layer)\n"
         "\n"
         "skipped: 2 modules (model.layers.*.self_attn.k_proj)\n"
     )
@@ -487,7 +492,7 @@ def test_a_rerun_and_a_changed_input() -> None:
     assert result.stderr == (
         "Error: changed since the recorded merge: 'sort' (adapter_config.json has SHA-256 "
         f"{has}, recorded {had}). Restore what was merged, or pass --allow-changes to merge what "
-        "is there now\n"
+        "is there now.\n"
     )
     assert not Path("third").exists()
     again = invoke("--config", "out", "-o", "third", "--allow-changes", "--quiet")
@@ -511,3 +516,18 @@ def test_an_input_of_the_recipe_is_not_overwritten() -> None:
     result = invoke("--config", "recipe.yaml", "-o", "in/sort", "--overwrite")
     assert result.exit_code == 1
     assert "this folder holds the input 'in/sort'" in result.stderr
+
+
+# --- completion -----------------------------------------------------------------------
+
+
+def test_methods_are_completed() -> None:
+    completion = ShellComplete(cli.main, {}, "gam-merge", "_GAM_MERGE_COMPLETE")
+    found = completion.get_completions([SORT, "--method"], "knots")
+    assert [item.value for item in found] == ["knots_ties", "knots_dare_ties", "knots_dare"]
+    assert found[0].help == STRATEGIES["knots_ties"].summary
+    assert {item.value for item in completion.get_completions([], "--si")} == {"--size"}
+
+
+def test_h_is_help() -> None:
+    assert invoke("-h").stdout == invoke("--help").stdout

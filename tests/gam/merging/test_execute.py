@@ -344,7 +344,7 @@ def test_uniform_rank_pads_every_module():
 
 
 def test_overflow_of_the_output_dtype_is_refused():
-    with pytest.raises(AdapterError, match=r"module '.*': .*overflow float16.*--dtype"):
+    with pytest.raises(OutputError, match=r"module '.*': .*overflow float16.*--dtype"):
         merge_adapters(three(), dtype="float16", scale=1e12)
 
 
@@ -411,7 +411,7 @@ def test_warnings_say_what_the_user_should_know():
         ({"weights": [10**400, 1, 1]}, r"weights: .*number"),
         ({"weights": "123"}, r"weights: got '123'"),
         ({"rank": math.inf}, r"rank: got inf"),
-        ({"rank": 10**9}, r"rank: got 1000000000, more than any module can use; at most 24"),
+        ({"rank": 10**9}, r"rank: got 1000000000, more than any module can use. Give at most 24."),
         ({"normalize": "false"}, r"normalize: got 'false', expected True or False"),
         ({"alpha": "3"}, r"alpha: got '3'"),
         ({"method": None}, r"unknown method None"),
@@ -464,7 +464,7 @@ def test_a_label_that_is_no_name_is_refused(label, tmp_path):
     for given in (folder, adapter("a")):
         with pytest.raises(OptionError) as caught:
             merge_adapters({label: given, "b": folder})
-        assert str(caught.value) == f"adapters: got {label!r} as a label, expected a name"
+        assert str(caught.value) == f"adapters: got {label!r} as a label, expected a name."
 
 
 def test_any_iterable_of_adapters_will_do():

@@ -22,7 +22,7 @@ from helpers.paths import ROOT
 import gam
 from gam import OptionError, PluginError, merge_adapters, strategies
 from gam.commands.merge import main
-from gam.merging.plan import plan_merge
+from gam.merging.options import DEFAULTS, OPTIONS
 from gam.strategies import STRATEGIES, Param, Strategy
 
 EXAMPLE = ROOT / "tests" / "example_plugin"
@@ -47,11 +47,10 @@ def test_a_function_takes_what_its_entry_declares(strategy):
 
 @pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 def test_an_entry_is_whole(strategy):
-    options = inspect.signature(plan_merge).parameters
     assert strategy.summary.endswith(".")
     for param in strategy.params:
         assert param.help.endswith(".")
-        assert param.name not in options
+        assert param.name not in OPTIONS
         if param.default is not None:
             assert strategy.check({param.name: param.default}, [])[param.name] == param.default
 
@@ -64,8 +63,9 @@ def test_parameters_of_one_name_mean_one_thing():
 
 def test_help_of_the_python_function_names_every_option():
     signature = inspect.signature(merge_adapters)
-    for name in inspect.signature(plan_merge).parameters:
-        assert name in signature.parameters
+    for name, option in OPTIONS.items():
+        assert signature.parameters[name].default == DEFAULTS[name]
+        assert f"{name}: {option.help}" in merge_adapters.__doc__
     for param, owners in strategies.parameters():
         assert signature.parameters[param.name].default is None
         assert f"{param.name} ({', '.join(owners)}): {param.help}" in merge_adapters.__doc__
@@ -216,7 +216,7 @@ def test_a_broken_plugin_is_named_and_in_nobodys_way(code, point, part, tmp_path
         PluginError,
         "method 'broken' of package 'pkg 0.3' (pkg_module:P)",
         part,
-        "tell its author, or uninstall the package",
+        "tell its author, or uninstall the package.",
     )
     assert strategies.get("gam") is STRATEGIES["gam"]
     assert strategies.names() == [*STRATEGIES, "broken"]
