@@ -32,8 +32,8 @@ def test_linear_of_peft_is_off_and_ours_is_not():
     assert [row[-2] for row in rows] == ["1.00", "0.88"]
     assert all(float(row[-1]) < 1e-6 for row in rows)
     readme = (ROOT / "README.md").read_text()
-    assert "off by 1.00 of the change" in readme
-    assert "0.88 for two trained ones" in readme
+    assert "off by 1.00 times the true average" in readme
+    assert "of two trained ones by 0.88" in readme
 
 
 def test_operations_are_checked_and_measured():

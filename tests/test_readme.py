@@ -106,7 +106,10 @@ def assert_options_exist(command: str, clone: Clone) -> None:
         found = getattr(importlib.import_module(module), function.partition(".")[0])
         if isinstance(found, click.Group):
             found = found.commands[words.pop(0)]
-        found.make_context(program, words)
+        try:
+            found.make_context(program, words)
+        except click.BadParameter as error:  # the file of a step that is not run
+            assert "does not exist" in error.message
     elif program == "python":
         clone.printed = ""
         clone.run("python", words[0], "--help")
