@@ -64,6 +64,8 @@ class Clone:
         for name in ("benchmarks", "examples", "README.md"):
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
             copy(ROOT / name, folder / name)
+        (folder / "world-0").mkdir()  # of a step that is left out
+        (folder / "world-0" / "run.yaml").touch()
         binaries = folder / ".venv" / "bin"
         binaries.mkdir(parents=True)
         calls = {"python": "exec {python} "}
@@ -106,10 +108,7 @@ def assert_options_exist(command: str, clone: Clone) -> None:
         found = getattr(importlib.import_module(module), function.partition(".")[0])
         if isinstance(found, click.Group):
             found = found.commands[words.pop(0)]
-        try:
-            found.make_context(program, words)
-        except click.BadParameter as error:  # the file of a step that is not run
-            assert "does not exist" in error.message
+        found.make_context(program, words)
     elif program == "python":
         clone.printed = ""
         clone.run("python", words[0], "--help")
@@ -142,7 +141,10 @@ def is_alike(wanted: list[str], found: list[str]) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=str)
-def test_what_a_page_shows_happens(page: Path, tmp_path: Path) -> None:
+def test_what_a_page_shows_happens(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     clone = Clone(tmp_path)
     for language, text in blocks(page):
         assert language in LANGUAGES, text
