@@ -19,15 +19,15 @@ import torch
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.jsonl"
+CHECKOUT = (HERE.parent / ".git").exists()
+"""Whether there is a history to name; a source distribution has none."""
 
 
 def check_clean(dry: bool) -> None:
-    """Exit where records would name a commit that is not what was measured, or none."""
-    if dry:
-        return
-    if _git("rev-parse", "HEAD") is None:
-        sys.exit("this is no git checkout, so records could name no commit; pass --dry")
-    if _git("status", "--porcelain", "--untracked-files=no"):
+    """Exit where records would name no commit, or one that is not what was measured."""
+    if not dry and not CHECKOUT:
+        sys.exit("no history here that a record could name; run it in a checkout or pass --dry")
+    if not dry and _git("status", "--porcelain", "--untracked-files=no"):
         sys.exit("the checkout has changes that are not committed; commit them or pass --dry")
 
 
@@ -55,7 +55,7 @@ def _describe(record: dict[str, Any]) -> dict[str, Any]:
     return {
         **{key: round(v, 4) if isinstance(v, float) else v for key, v in record.items()},
         "err_fp64": record["err_fp64"],
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": _git("rev-parse", "HEAD") if CHECKOUT else None,
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": _processor(),
         "cores": os.cpu_count(),
@@ -99,10 +99,7 @@ def _processor() -> str:
     return "{model name} (family {cpu family}, model {model}, {0})".format(vectors, **found)
 
 
-def _git(*words: str) -> str | None:
-    """Return what git says of this folder; None where it is in no checkout, or git is not there."""
-    try:
-        done = subprocess.run(["git", *words], cwd=HERE, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+def _git(*words: str) -> str:
+    return subprocess.run(
+        ["git", *words], cwd=HERE, check=True, capture_output=True, text=True
+    ).stdout.strip()

@@ -6,7 +6,6 @@ The commands and `gam.merge_adapters` both call `run_merge`; nothing else puts t
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
@@ -14,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from gam.adapter import Adapter
-from gam.files import REPORT_NAME
 from gam.formats.peft_config import facts_of, output_config
 from gam.hub.push import Pushed, Target, check_target, push_folder
 from gam.load import input_files
 from gam.merging.execute import Progress, execute
 from gam.merging.options import documented
-from gam.merging.plan import Given, Plan
+from gam.merging.plan import Given, Plan, plan_merge
 from gam.recipes.recipe import Recipe, read_recipe
+from gam.report.record import Record
 from gam.save import check_output
 
 _Adapters = Sequence[Given] | Mapping[str, Given]
@@ -49,8 +48,8 @@ class Outcome:
         if self.merged is None or self.folder is None:
             return {"output": where, **self.plan.as_dict()}
         pushed = {} if self.pushed is None else {"pushed": asdict(self.pushed)}
-        record = json.loads((self.folder / REPORT_NAME).read_text("utf-8"))
-        return {"output": str(self.folder), **pushed, **record}
+        record = Record.of(self.merged, self.folder)
+        return {"output": str(self.folder), **pushed, **record.values}
 
 
 @documented
@@ -148,7 +147,7 @@ def run_merge(
         check_output(output, overwrite, input_files(inputs))
     if target is not None:
         check_target(target)
-    plan = recipe.plan(inputs, allow_changes=allow_changes, **options)
+    plan = _planned(recipe, inputs, options, allow_changes)
     if dry_run:
         return Outcome(plan)
     merged = _described(execute(plan, progress), plan)
@@ -159,6 +158,18 @@ def run_merge(
         saved(merged, folder)
     pushed = None if target is None else push_folder(output, target)
     return Outcome(plan, merged, folder, pushed)
+
+
+def _planned(
+    recipe: Recipe, inputs: _Adapters, given: Mapping[str, Any], allow_changes: bool
+) -> Plan:
+    """Plan a merge by a recipe and what is given besides, which wins."""
+    with recipe.located(given):
+        options = recipe.options(given)
+        if allow_changes:
+            return plan_merge(inputs, **options)
+        recipe.check_programs(options)
+        return plan_merge(inputs, expect=recipe.expect, **options)
 
 
 def _described(merged: Adapter, plan: Plan) -> Adapter:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
-import math
 import os
 import secrets
 import shutil
@@ -17,11 +15,10 @@ from typing import Any
 
 import torch
 
-from gam.adapter import Adapter, Source
+from gam.adapter import Adapter
 from gam.errors import GamError, OutputError
 from gam.files import CARD_NAME, DTYPES, OWN_FILES, REPORT_NAME, WEIGHTS_NAME, one_line
 from gam.formats.peft_config import CONFIG_NAME, output_config
-from gam.version import NUMERICS, __version__
 
 _LONGEST_NAME = 255  # bytes, in every usual file system
 
@@ -129,59 +126,11 @@ def _documents(adapter: Adapter, folder: Path) -> dict[str, str]:
     documents = {CONFIG_NAME: json.dumps(config, indent=2, sort_keys=True) + "\n"}
     if adapter.report is not None:
         from gam.report.card import model_card
+        from gam.report.record import Record
 
-        record = {"gam_merge": __version__, "numerics": NUMERICS, **_plain(adapter.report)}
-        known = {(source.name, source.sha256): source for source in adapter.inputs}
-        for entry in record["inputs"]:
-            source = known.get((entry["source"], entry["sha256"]))
-            if source is not None:
-                entry["source"] = _from_here(source, folder)
-        documents[REPORT_NAME] = _json(record)
+        documents[REPORT_NAME] = Record.of(adapter, folder).text()
         documents[CARD_NAME] = model_card(adapter)
     return documents
-
-
-def _json(record: Mapping[str, Any]) -> str:
-    """Return a record as text, each of its modules on a line: that is quick, and reads well."""
-    fields = {
-        key: json.dumps(value, indent=2, allow_nan=False).replace("\n", "\n  ")
-        for key, value in record.items()
-        if key != "modules"
-    }
-    modules = [json.dumps(module, allow_nan=False) for module in record["modules"]]
-    fields["modules"] = "[\n    " + ",\n    ".join(modules) + "\n  ]"
-    return "{\n" + ",\n".join(f'  "{key}": {text}' for key, text in fields.items()) + "\n}\n"
-
-
-def _from_here(source: Source, folder: Path) -> str:
-    """Return where an input is, so that it is found from the folder of the result.
-
-    A relative path says nothing of the folders above both, and holds when all are moved.
-    """
-    if source.commit is not None:
-        return source.name
-    typed = Path(source.name).name == source.path.name
-    place = source.path if typed else source.path.parent
-    try:
-        return Path(os.path.relpath(place, folder)).as_posix()
-    except ValueError:  # on another drive of Windows
-        return place.as_posix()
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it; NaN and infinity become null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return {field.name: _plain(getattr(value, field.name)) for field in fields}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, torch.Tensor):
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
 def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -34,7 +34,7 @@ def test_every_candidate_is_found_and_has_the_size_it_says():
     assert len(names) == 6
     mean = np.mean([np.linalg.norm(dense(*pair)) for pair in PAIRS])
     for name in set(names) - {"try_fit"}:
-        assert abs(np.linalg.norm(run(name, PAIRS, size=1.2)) - 1.2 * mean) < 1e-8 * mean
+        assert abs(np.linalg.norm(run(name, PAIRS, relative_size=1.2)) - 1.2 * mean) < 1e-8 * mean
 
 
 def test_least_squares_fit_gives_each_adapter_back_in_its_own_spaces():

@@ -2,28 +2,25 @@
 
 python record.py keep world-0      copy report, student and adapters of a finished run
 python record.py check             merge the kept adapters again and compare the scores
-python record.py table [--write]   print the README's tables, or put them there
+python record.py table [--write]   print the tables of README.md, or put them there and draw
+                                   miniature.png
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
-import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from tables import RECORD, read_report, reports, tables
 
 HERE = Path(__file__).parent
-RECORD = HERE / "record"
-README = HERE.parents[1] / "README.md"
+README = HERE / "README.md"
 BEGIN, END = "<!-- miniature tables -->\n", "<!-- end of miniature tables -->\n"
-
-Report = dict[str, Any]
 
 
 def keep(world: Path) -> Path:
@@ -43,22 +40,18 @@ def keep(world: Path) -> Path:
     return target
 
 
-def reports() -> list[Report]:
-    """Return the reports of all kept worlds."""
-    paths = sorted(RECORD.glob("world-*/report.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-
-
 def check(folder: Path) -> Iterator[str]:
     """Merge the kept adapters of a world again, and yield the scores beside the recorded ones."""
     from world import PRESETS, questions
 
     from gam import merge_adapters
-    from gam.pda.evaluate import adapted, estimate, score_answers
-    from gam.pda.generate import Generation, Local
+    from gam.pda.evaluate import score_answers
+    from gam.pda.models import Generation
+    from gam.pda.models.local import Local, adapted
     from gam.pda.prompts import load_prompts
+    from gam.pda.scores import estimate
 
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report = read_report(folder)
     recipe = report["recipe"]
     rows = questions(PRESETS["cpu"], str(recipe["seed"]), "test", 1000)
     with tempfile.TemporaryDirectory() as temporary:
@@ -80,101 +73,6 @@ def check(folder: Path) -> Iterator[str]:
         yield f"{line}: {found.mean:.4f}, recorded {row['exact']['mean']:.4f}"
 
 
-def cell(values: Sequence[float]) -> str:
-    """Return the mean over worlds in percent, and its standard error where there are several."""
-    if not values:
-        return ""
-    mean = 100 * statistics.fmean(values)
-    if len(values) == 1:
-        return f"{mean:.1f}"
-    return f"{mean:.1f} ± {100 * statistics.stdev(values) / math.sqrt(len(values)):.1f}"
-
-
-def values(kept: Sequence[Report], field: str, **wanted: Any) -> list[float]:
-    """Return a field, one value a world, of the rows that have these others; means of several."""
-    found = []
-    for report in kept:
-        rows = [r for r in report["rows"] if all(r.get(k) == v for k, v in wanted.items())]
-        if rows:
-            of_rows = [r[field]["mean"] if isinstance(r[field], dict) else r[field] for r in rows]
-            found.append(statistics.fmean(of_rows))
-    return found
-
-
-def scores(kept: Sequence[Report], **wanted: Any) -> list[float]:
-    """Return the scores, one a world, of the rows that have these fields."""
-    return values(kept, "exact", **wanted)
-
-
-def our_table(kept: Sequence[Report]) -> Iterator[str]:
-    """Yield the table of our own runs."""
-    policies = [*kept[0]["order"]]
-    counts = range(1, 1 + len(kept[0]["recipe"]["families"]))
-    heads = [f"{policy} seed, {n}" for policy in policies for n in counts]
-    heads += [f"size, {policy}, {counts[-1]}" for policy in policies]
-    yield f"| merges: exact match, % | {' | '.join(heads)} |"
-    yield f"| --- |{' ---: |' * len(heads)}"
-    for name in kept[0]["recipe"]["merges"]:
-        cells = [
-            cell(scores(kept, kind="merge", name=name, policy=policy, n=n))
-            for policy in policies
-            for n in counts
-        ]
-        for policy in policies:
-            sizes = values(kept, "norm", kind="merge", name=name, policy=policy, n=counts[-1])
-            cells.append(f"{statistics.fmean(sizes):.2f}")
-        yield f"| {name} | {' | '.join(cells)} |"
-
-
-def other_table(kept: Sequence[Report]) -> Iterator[str]:
-    """Yield the table of what the merges are to be compared with."""
-    labels = {"sft": "SFT on the chosen answers", "swapped": "chosen and rejected swapped"}
-    yield "| | exact match, % |"
-    yield "| --- | ---: |"
-    yield f"| student | {cell(scores(kept, kind='student'))} |"
-    for role in ("weak", "weaker"):
-        yield f"| {role} models | {cell(scores(kept, kind=role))} |"
-    for policy in kept[0]["order"]:
-        found = scores(kept, kind="delta", policy=policy)
-        yield f"| single deltas, {policy} seed | {cell(found)} |"
-    controls: dict[tuple[str, int], list[float]] = {}
-    for report in kept:
-        for row in report["rows"]:
-            if row["kind"] == "control":
-                first = row["name"].partition(" ")[0]
-                label = labels.get(first, f"{first} DPO, {row['n']} families")
-                controls.setdefault((label, row["n"]), []).append(row["exact"]["mean"])
-    for (label, _), found in controls.items():
-        yield f"| {label} | {cell(found)} |"
-
-
-def paper_table() -> Iterator[str]:
-    """Yield the figures that the paper prints."""
-    paper = json.loads((RECORD / "paper.json").read_text(encoding="utf-8"))
-    yield f"| the paper's, not ours | {' | '.join(paper['columns'])} |"
-    yield f"| --- |{' ---: |' * len(paper['columns'])}"
-    for name, values in paper["rows"].items():
-        yield f"| {name} | {' | '.join(str(value) for value in values)} |"
-
-
-def tables() -> str:
-    """Return the tables of the README."""
-    kept = reports()
-    worlds = f"{len(kept)} worlds, each with {kept[0]['rows'][0]['questions']} test questions"
-    return "\n".join(
-        [
-            f"Mean over {worlds}, ± standard error of that mean:",
-            "",
-            *other_table(kept),
-            "",
-            *our_table(kept),
-            "",
-            *paper_table(),
-            "",
-        ]
-    )
-
-
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -190,7 +88,7 @@ def main() -> None:
             for line in check(folder):
                 print(line, flush=True)
     elif arguments.write:
-        from gam.pda.report import plot_merges
+        from gam.pda.picture import plot_merges
 
         plot_merges(reports(), HERE / "miniature.png")
         before, rest = README.read_text(encoding="utf-8").split(BEGIN)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
 from gam.algebra.updates import Rows, Update
-from gam_kernels import resolve
 from gam_kernels.entries.blocks import Blocks
 from gam_kernels.entries.matrix import Entries
 from gam_kernels.entries.op import kth_magnitudes
 from gam_kernels.entries.vote import Draw, Vote
 from gam_kernels.select import kth_magnitude
+
+_Merge = TypeVar("_Merge")
 
 # Sizes of an update within which float32 holds its entries.
 _SMALLEST, _LARGEST = 1e-25, 1e35
@@ -148,9 +151,27 @@ def merge_entries(
 
     # No kernel ranks the entries of a row.
     ranked = isinstance(rule, Coin) and rule.epsilon > 0
-    by_kernel = not ranked and resolve(left.backend, updates[0].core) == "triton"
     merge = Merge(votes, [math.prod(shape)] * modules, rule, mean)
-    return Rows(merge.rows, modules, shape, merge.matrix if by_kernel else None)
+    return Rows(merge.rows, modules, shape, None if ranked else merge.matrix)
+
+
+def method(
+    run: Callable[..., _Merge], rule: type[Band | Coin], *names: str
+) -> Callable[..., _Merge]:
+    """Return a method ``run(updates, weights, rule)`` that takes some fields of the rule by name.
+
+    Other keywords are for ``run``.
+    """
+
+    def merge(updates: Sequence[Update], weights: Sequence[float], **params: Any) -> _Merge:
+        chosen = rule(**{name: params.pop(name) for name in names})
+        return run(updates, weights, chosen, **params)
+
+    taken = list(inspect.signature(merge).parameters.values())[:2]
+    keywords = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    merge.__signature__ = inspect.Signature([*taken, *keywords])  # type: ignore[attr-defined]
+    merge.__doc__ = run.__doc__
+    return merge
 
 
 def draw_of(rule: Band | Coin, update: Update, module: int) -> Draw | None:

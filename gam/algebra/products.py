@@ -9,7 +9,7 @@ import torch
 
 from gam.algebra.factorize import Spectrum
 from gam.algebra.updates import Product, Side, Update
-from gam_kernels import gram
+from gam_kernels import cross_gram
 
 # A merge this far below its terms is what rounding has left of them.
 _CANCELLED = 1e-9
@@ -55,11 +55,8 @@ def place(product: Product, updates: Sequence[Update]) -> Placed:
 
 def _inner_products(one: Side, other: Side) -> torch.Tensor:
     """Return the inner products of the columns of two sides, [m, q, q']."""
-    both = [[*mine, *others] for mine, others in zip(one.factors, other.factors, strict=True)]
-    count, width = len(one.factors[0]), one.gauge.shape[-2]
-    pairs = [(i, j) for i in range(count) for j in range(count, len(both[0]))]
-    raw = gram(both, other.dtype, pairs=pairs, backend=other.backend)
-    return one.gauge.mT @ raw[:, :width, width:] @ other.gauge
+    raw = cross_gram(one.factors, other.factors, other.dtype, backend=other.backend)
+    return one.gauge.mT @ raw @ other.gauge
 
 
 def to_mean_size(

@@ -189,8 +189,8 @@ class Rows:
             merged update of one module of the batch; called in any order, more than once.
         modules: Number of modules in the batch.
         shape: (d, k) of each module.
-        matrix: ``matrix(module)`` returns the same as a `gam_kernels.sketch.Matrix`, where its
-            products come faster than its rows; None where they do not.
+        matrix: ``matrix(module)`` returns the same as a `gam_kernels.lowrank.Matrix` whose
+            products a Triton kernel forms; None where there is no such kernel.
         diagnostics: As in `Product`.
         warnings: As in `Product`.
     """

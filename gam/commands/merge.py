@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
+from gam.commands.flags import flag
 from gam.commands.merge_text import plan_text, pushed_text, result_text
 from gam.commands.terminal import SETTINGS, Command, Option, bar, settle_client, warn
 from gam.commands.text import shown
 from gam.errors import OptionError, PluginError
-from gam.merging.options import DEFAULTS, MIXING, OPTIONS
+from gam.merging.options import MIXING, OPTIONS
 from gam.strategies import Param, get, names, parameters
 from gam.version import __version__
 
@@ -53,15 +53,6 @@ result is a folder that PEFT and vLLM load like any other adapter.
 # --- what is given --------------------------------------------------------------------
 
 
-def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float] | None:
-    try:
-        return None if value is None else [float(part) for part in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(
-            f"{value!r} is not a list of numbers such as 0.5,0.3,0.2.", ctx, param
-        ) from None
-
-
 def _assignments(
     ctx: click.Context, param: click.Parameter, values: Sequence[str]
 ) -> list[tuple[str, str]]:
@@ -74,52 +65,13 @@ def _assignments(
     return pairs
 
 
-def _complete_method(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    found = [name for name in names() if name.startswith(incomplete)]
-    return [CompletionItem(name, help=_summary(name)) for name in found]
-
-
-def _summary(name: str) -> str | None:
-    try:
-        return get(name).summary
-    except PluginError:
-        return None
-
-
 def _options_of_a_merge(command: _Function) -> _Function:
     """Add a flag for every option of a merge that has one, and for some parameters."""
-    for name, option in reversed(OPTIONS.items()):
-        if not option.flag:
-            continue
-        flag = "--" + name.replace("_", "-")
-        more: dict[str, Any] = {"metavar": option.metavar, "type": _TYPES.get(name)}
-        if option.choices:
-            more["type"] = click.Choice(option.choices)
-        elif isinstance(DEFAULTS[name], bool):
-            more = {"is_flag": True}
-        elif name == "normalize":
-            flag, more = "--normalize/--no-normalize", {}
-        elif name == "method":
-            more["shell_complete"] = _complete_method
-        elif name == "weights":
-            more["callback"] = _numbers
+    for name in reversed([name for name, option in OPTIONS.items() if option.flag]):
         if name == "missing":  # after what all methods have
             command = _with_parameter_flags(command)
-        command = click.option(
-            flag,
-            name,
-            cls=Option,
-            heading=option.heading,
-            default=DEFAULTS[name],
-            help=option.help,
-            **more,
-        )(command)
+        command = flag(name)(command)
     return command
-
-
-_TYPES = {"scale": float, "alpha": float}
 
 
 def _with_parameter_flags(command: _Function) -> _Function:
@@ -161,8 +113,8 @@ def _parameters(
         if name in ("modules", "expect"):
             raise OptionError(f"-p {name}: this is no parameter of a method. See --config.")
         if name in taken:
-            flag = name.replace("_", "-")
-            raise OptionError(f"-p {name}: this is an option. Give --{flag}.")
+            words = name.replace("_", "-")
+            raise OptionError(f"-p {name}: this is an option. Give --{words}.")
         if name in params:
             raise OptionError(f"-p {name}: the parameter is given twice.")
         params[name] = value
@@ -173,8 +125,8 @@ def _target(ctx: click.Context, repo: str | None, hub: dict[str, Any]) -> Target
     """Return where to push, if anywhere."""
     wanted = [name for name in _HUB_FLAGS if _is_given(ctx, name)]
     if wanted and repo is None:
-        flag = f"--{wanted[0].replace('_', '-')}"
-        raise click.UsageError(f"{flag}: this is for pushing. Give --push-to-hub too.", ctx)
+        first = f"--{wanted[0].replace('_', '-')}"
+        raise click.UsageError(f"{first}: this is for pushing. Give --push-to-hub too.", ctx)
     if repo is None:
         return None
     from gam.hub.push import Target
@@ -214,8 +166,8 @@ def _list_methods(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 def _parameter_help(param: Param) -> tuple[str, str]:
     own = param.name in _PARAMETER_FLAGS
-    flag = f"--{param.name} {param.values}" if own else f"-p {param.name}={param.values}"
-    return flag, param.help + _default(param)
+    words = f"--{param.name} {param.values}" if own else f"-p {param.name}={param.values}"
+    return words, param.help + _default(param)
 
 
 def _default(param: Param) -> str:

@@ -35,10 +35,13 @@ class Option(click.Option):
 class Command(click.Command):
     """A command with headings in its help, and `GamError` as one line and an exit code."""
 
-    def start(self) -> None:
-        """Run the command as the whole of a process; what the console scripts call."""
+    def start(self, name: str | None = None) -> None:
+        """Run the command as the whole of a process; what the console scripts call.
+
+        Without a `name`, the command goes by the one that it was called by.
+        """
         with one_merge():
-            self()
+            self(prog_name=name)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, grouped by heading."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,9 @@ from gam.adapter import Adapter
 from gam.algebra.updates import Basis, Update, among
 from gam.inspection import geometry
 from gam.inspection.advice import advise
+from gam.inspection.groups import every_pair, mean, overall_norm_ratio, places
 from gam.inspection.types import (
+    AdapterGeometry,
     Group,
     Inspection,
     ModuleGeometry,
@@ -28,16 +30,15 @@ from gam.inspection.types import (
     Reference,
     SideGeometry,
     UpdateGeometry,
-    every_pair,
-    mean,
-    overall_norm_ratio,
-    places,
 )
 from gam.merging.batches import batches, resolve
 from gam.merging.plan import Given, Plan, PlannedModule, plan_merge
 from gam.merging.threads import run
 from gam.strategies.gam import gam
 from gam.strategies.linear import linear
+
+_TOGETHER = 16  # modules in one piece: more would move the progress in jumps, fewer cost time
+_STEPS = 64  # of the progress, where there are very many modules
 
 _Places = Mapping[str, tuple[int | None, str]]
 
@@ -71,7 +72,7 @@ def inspect_adapters(
     plan = plan_merge(adapters, **options)
     found: dict[str, tuple[ModuleGeometry, torch.Tensor]] = {}
     inspect = partial(_inspect_modules, plan, places([module.name for module in plan.modules]))
-    for done in run(partial(resolve, plan, inspect, fast=True), list(batches(plan))):
+    for done in run(partial(resolve, plan, inspect, fast=True), list(_pieces(plan))):
         for modules, results in done:
             found.update(zip((module.name for module in modules), results, strict=True))
         if progress is not None:
@@ -81,6 +82,14 @@ def inspect_adapters(
     if len(plan.adapters) > 2:
         report = replace(report, references=_references(report, torch.stack(products).sum(0)))
     return replace(report, advice=list(advise(report)))
+
+
+def _pieces(plan: Plan) -> Iterator[Sequence[PlannedModule]]:
+    """Yield the batches of a plan in pieces, so that progress is seen to move."""
+    size = max(_TOGETHER, math.ceil(len(plan.modules) / _STEPS))
+    for batch in batches(plan):
+        for start in range(0, len(batch), size):
+            yield batch[start : start + size]
 
 
 # --- one batch of modules -------------------------------------------------------------
@@ -267,14 +276,14 @@ def _summarize(plan: Plan, modules: Sequence[ModuleGeometry]) -> Inspection:
     )
 
 
-def _adapter(adapter: Adapter, modules: Sequence[ModuleGeometry]) -> dict[str, Any]:
+def _adapter(adapter: Adapter, modules: Sequence[ModuleGeometry]) -> AdapterGeometry:
     own = [m.updates[adapter.name] for m in modules if adapter.name in m.updates]
-    return {
-        **asdict(adapter.describe()),
-        "zero": sum(update.norm == 0 for update in own),
-        "norm": math.hypot(*(update.norm for update in own)),
-        "effective_rank": mean(update.effective_rank for update in own),
-    }
+    return AdapterGeometry(
+        adapter.describe(),
+        zero=sum(update.norm == 0 for update in own),
+        norm=math.hypot(*(update.norm for update in own)),
+        effective_rank=mean(update.effective_rank for update in own),
+    )
 
 
 def _references(report: Inspection, products: torch.Tensor) -> list[Reference]:
@@ -284,7 +293,7 @@ def _references(report: Inspection, products: torch.Tensor) -> list[Reference]:
         report: Its pairs are used.
         products: [n, n] inner products of the merges for each reference, over all modules.
     """
-    names = [entry["name"] for entry in report.adapters]
+    names = [entry.name for entry in report.adapters]
     closeness = {
         name: mean(
             side.overlap_above_chance

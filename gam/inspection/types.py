@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gam.adapter import Description
+
+_NAMED = 3  # adapters in the short form of an inspection
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,28 @@ class UpdateGeometry:
     norm: float
     effective_rank: float
     singular_values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class AdapterGeometry:
+    """One adapter, over all its modules.
+
+    Attributes:
+        description: Where it is from and what it holds.
+        zero: In how many of its modules the update is zero.
+        norm: Frobenius norm of all its updates together.
+        effective_rank: Mean over the modules where the update is not zero; NaN if there is none.
+    """
+
+    description: Description
+    zero: int
+    norm: float
+    effective_rank: float
+
+    @property
+    def name(self) -> str:
+        """The label of the adapter."""
+        return self.description.name
 
 
 @dataclass(frozen=True)
@@ -159,13 +184,12 @@ class Reference:
     change: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """How adapters relate, before they are merged.
 
     Attributes:
-        adapters: One mapping each: what `Adapter.describe` returns, zero (in how many modules
-            the update is zero), norm and effective_rank (mean over the modules).
+        adapters: As they were given.
         pairs: Every two adapters, over all modules together.
         layers: In order.
         kinds: In order.
@@ -177,7 +201,7 @@ class Inspection:
         advice: One sentence each.
     """
 
-    adapters: Sequence[Mapping[str, Any]]
+    adapters: Sequence[AdapterGeometry]
     pairs: Sequence[PairGeometry]
     layers: Sequence[Group]
     kinds: Sequence[Group]
@@ -188,8 +212,15 @@ class Inspection:
     advice: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything in plain Python types, by the names above; NaN becomes None."""
+        """Return everything in plain Python types, by the names above; NaN becomes None.
+
+        What describes an adapter stands beside its figures, not in a mapping of its own.
+        """
         plain: dict[str, Any] = _plain(asdict(self))
+        for entry in plain["adapters"]:
+            own = dict(entry)
+            entry.clear()
+            entry.update(own.pop("description"), **own)
         return plain
 
     def plot(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -211,6 +242,22 @@ class Inspection:
 
         return plot_inspection(self, path, overwrite=overwrite)
 
+    def __repr__(self) -> str:
+        """One line: the adapters, how many modules, and the range of the cosines."""
+        names = [entry.name for entry in self.adapters]
+        listed = ", ".join(map(repr, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
+        parts = [f"adapters {listed}", f"{len(self.modules)} modules"]
+        cosines = [pair.cosine for pair in self.pairs if not math.isnan(pair.cosine)]
+        if cosines:
+            parts.append(f"cosine {min(cosines):.2g} to {max(cosines):.2g}")
+        return f"Inspection({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        """Return the tables and the advice for a notebook."""
+        from gam.inspection.tables import as_html
+
+        return as_html(self)
+
 
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
@@ -220,126 +267,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
-
-
-# --- groups ---------------------------------------------------------------------------
-
-
-def places(names: Sequence[str]) -> dict[str, tuple[int | None, str]]:
-    """Return the layer and the kind of every module.
-
-    The layer is the first number in the path. The kind is the last part of the path, or as
-    much of it as is needed to tell modules of one layer apart.
-
-    >>> places(["h.0.attn.c_proj", "h.0.mlp.c_proj", "h.0.mlp.c_fc"])["h.0.mlp.c_proj"]
-    (0, 'mlp.c_proj')
-    """
-    found = {}
-    choices: dict[str, list[str]] = {}
-    wholes: dict[str, set[str]] = defaultdict(set)
-    for name in names:
-        parts = name.split(".")
-        stars = ["*" if part.isdecimal() else part for part in parts]
-        first = stars.index("*") + 1 if "*" in stars else 0
-        found[name] = int(parts[first - 1]) if first else None
-        whole = ".".join(stars)
-        choices[name] = [stars[-1], ".".join(stars[first:]), whole]
-        for choice in choices[name]:
-            wholes[choice].add(whole)
-    return {
-        name: (found[name], next((c for c in short if len(wholes[c]) == 1), short[-1]))
-        for name, short in choices.items()
-    }
-
-
-def together(modules: Sequence[ModuleGeometry], first: str, second: str) -> PairGeometry:
-    """Return how two adapters relate over several modules."""
-    sizes = [
-        [module.updates[name].norm if name in module.updates else 0.0 for module in modules]
-        for name in (first, second)
-    ]
-    norms = [math.hypot(*column) for column in sizes]
-    found = [
-        (module, pair, size)
-        for module, *size in zip(modules, *sizes, strict=True)
-        for pair in module.pairs
-        if (pair.first, pair.second) == (first, second)
-    ]
-    pairs = [pair for _, pair, _ in found]
-    entries = [math.prod(module.shape) for module, _, _ in found]
-    # Where only one is present, it comes out at half its size.
-    alone = math.fsum((a + b) ** 2 / 4 for a, b in zip(*sizes, strict=True) if a * b == 0)
-
-    def merged(ratios: Iterable[float]) -> float:
-        squares = [
-            (ratio * sum(size) / 2) ** 2 for ratio, (_, _, size) in zip(ratios, found, strict=True)
-        ]
-        return _ratio(2 * math.sqrt(math.fsum([alone, *squares])), sum(norms))
-
-    product = norms[0] * norms[1]
-    return PairGeometry(
-        first=first,
-        second=second,
-        modules=len(pairs),
-        cosine=_ratio(math.fsum(pair.cosine * math.prod(size) for _, pair, size in found), product),
-        cosine_null=_ratio(
-            math.hypot(*(pair.cosine_null * math.prod(size) for _, pair, size in found)), product
-        ),
-        norm_ratio=_ratio(*norms),
-        left=_side([pair.left for pair in pairs]),
-        right=_side([pair.right for pair in pairs]),
-        sign_conflict=_ratio(
-            math.fsum(p.sign_conflict * n for p, n in zip(pairs, entries, strict=True)),
-            sum(entries),
-        ),
-        sign_conflict_error=_ratio(
-            math.hypot(*(p.sign_conflict_error * n for p, n in zip(pairs, entries, strict=True))),
-            sum(entries),
-        ),
-        sign_conflict_sampled=any(pair.sign_conflict_sampled for pair in pairs),
-        a_cosine=mean(pair.a_cosine for pair in pairs),
-        gam_norm_ratio=merged(pair.gam_norm_ratio for pair in pairs),
-        linear_norm_ratio=merged(pair.linear_norm_ratio for pair in pairs),
-    )
-
-
-def every_pair(modules: Sequence[ModuleGeometry], names: Sequence[str]) -> list[PairGeometry]:
-    """Return how every two of the adapters relate over several modules."""
-    return [together(modules, *pair) for pair in itertools.combinations(names, 2)]
-
-
-def overall_norm_ratio(
-    modules: Sequence[ModuleGeometry], names: Sequence[str], field: str
-) -> float:
-    """Return the norm of a merge over all modules, over the mean norm of the adapters.
-
-    Args:
-        modules: All of them.
-        names: Labels of all adapters.
-        field: The field of a module that holds the ratio there.
-    """
-    squares = []
-    for module in modules:
-        norms = [update.norm for update in module.updates.values() if update.norm > 0]
-        if norms:
-            squares.append((getattr(module, field) * math.fsum(norms) / len(norms)) ** 2)
-    sizes = [
-        math.hypot(*(m.updates[name].norm for m in modules if name in m.updates)) for name in names
-    ]
-    return _ratio(math.sqrt(math.fsum(squares)) * len(names), math.fsum(sizes))
-
-
-def _side(sides: Sequence[SideGeometry]) -> SideGeometry:
-    names = [name for name in SideGeometry.__dataclass_fields__ if name != "angles_deg"]
-    means: dict[str, Any] = {name: mean(getattr(side, name) for side in sides) for name in names}
-    return SideGeometry(**means)
-
-
-def mean(values: Iterable[float]) -> float:
-    """Return the mean of the values that are not NaN; NaN if there are none."""
-    kept = [value for value in values if not math.isnan(value)]
-    return _ratio(math.fsum(kept), len(kept))
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else math.nan

@@ -10,9 +10,8 @@ import torch
 from gam.algebra.products import Placed
 from gam.algebra.updates import Rows, Side, Update
 from gam.merging.plan import PlannedModule
-from gam.merging.threads import scratch
-from gam_kernels import gram
-from gam_kernels.sketch import Matrix, Streamed, low_rank
+from gam_kernels import gram, resolve
+from gam_kernels.lowrank import Matrix, Streamed, low_rank
 
 # The energy of factors in float32 is known to this.
 _ROUNDING = 1e-6
@@ -35,15 +34,16 @@ def approximate(
     Returns:
         Low-rank products near them, with the exact squared norms.
     """
+    by_kernel = resolve(updates[0].left.side.backend, updates[0].core) == "triton"
     lefts, rights, norms, crossed = [], [], [], []
     for index in range(result.modules):
         bases = [[getattr(u, side).dense(index) for u in updates] for side in ("left", "right")]
         # dW^T U: what each update does on this side, the strong directions longer.
         start = [v @ u.core[index].mT for u, v in zip(updates, bases[1], strict=True)]
-        if result.matrix is None:
-            matrix = Streamed(partial(result.rows, index), result.shape, storage=scratch)
-        else:
+        if result.matrix is not None and by_kernel:
             matrix = result.matrix(index)
+        else:
+            matrix = Streamed(partial(result.rows, index), result.shape, reuse=True)
         left, right = _factors(matrix, module, torch.cat(start, dim=-1))
         lefts.append(left)
         rights.append(right)

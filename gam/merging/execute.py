@@ -29,7 +29,9 @@ from gam.merging.devices import moved, natural_device, wait, working_on
 from gam.merging.plan import Plan, PlannedModule
 from gam.merging.settings import Settings
 from gam.merging.threads import run
-from gam.report.types import InputReport, MergeReport, ModuleReport, Tally, findings, located
+from gam.report.findings import findings, located
+from gam.report.tally import Tally
+from gam.report.types import InputReport, MergeReport, ModuleReport
 
 Progress = Callable[[int, int], None]
 """Called with the number of modules done and the number in all."""

@@ -162,8 +162,7 @@ def plan_merge(
     own["weights"] = [1.0] * len(given) if chosen.weights is None else chosen.weights
     rules = make_rules({**own, **chosen.params}, chosen.modules or {}, labels)
     absent = [label for label in labels if not any(rule.takes(label) for rule in rules)]
-    loaded = _load(given, labels, chosen)
-    _check_unchanged(loaded, expect or {})
+    loaded = _load(given, labels, chosen, expect or {})
     _check_shapes(loaded)
     present = [adapter for adapter in loaded if adapter.name not in absent]
     names = sorted({name for adapter in present for name in adapter.modules})
@@ -199,8 +198,13 @@ def _labelled(
     return given, list(adapters)
 
 
-def _load(given: Sequence[Given], labels: Sequence[str], options: MergeOptions) -> list[Adapter]:
-    """Return the adapters, read and checked.
+def _load(
+    given: Sequence[Given],
+    labels: Sequence[str],
+    options: MergeOptions,
+    expect: Mapping[str, Sequence[str | None]],
+) -> list[Adapter]:
+    """Return the adapters, read and checked; a change since a recorded merge shows first.
 
     What is on the Hub is checked as far as its configs go before weights are downloaded.
     """
@@ -208,6 +212,7 @@ def _load(given: Sequence[Given], labels: Sequence[str], options: MergeOptions) 
     if not options.allow_base_mismatch:
         _check_bases(list(_known_facts(found, labels)))
     loaded = list(run(partial(_open, options.alpha, options.allow_pickle), found, labels))
+    _check_unchanged(loaded, expect)
     used = any(a.source is not None and a.source.alpha is not None for a in loaded)
     if options.alpha is not None and not used:
         raise OptionError("alpha: every adapter states its own alpha. Leave --alpha out.", "alpha")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gam.pda.records import Row, need
+from gam.pda.files import Row
+from gam.pda.libraries import need
 
 
 def run_harness(
@@ -63,20 +64,21 @@ def run_harness(
         task_manager=TaskManager(include_path=None if include is None else str(include)),
         log_samples=False,
     )
-    rows = []
+    return list(_rows(found))
+
+
+def _rows(found: Any) -> Iterator[Row]:
+    """Yield a row for each metric in what the harness returns."""
     for task, scores in found["results"].items():
         for key, value in scores.items():
             metric, _, filtered = key.partition(",")
             error = scores.get(f"{metric}_stderr,{filtered}")
             if not filtered or metric.endswith("_stderr"):
                 continue
-            rows.append(
-                {
-                    "task": task,
-                    "metric": metric if filtered == "none" else f"{metric} ({filtered})",
-                    "mean": value,
-                    "error": error if isinstance(error, float) else None,
-                    "questions": found["n-samples"].get(task, {}).get("effective"),
-                }
-            )
-    return rows
+            yield {
+                "task": task,
+                "metric": metric if filtered == "none" else f"{metric} ({filtered})",
+                "mean": value,
+                "error": error if isinstance(error, float) else None,
+                "questions": found["n-samples"].get(task, {}).get("effective"),
+            }

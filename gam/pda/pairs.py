@@ -9,20 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gam.errors import OptionError
-from gam.pda.generate import Generation, open_model
+from gam.pda.checks import check_models
+from gam.pda.files import DataError, Row, write_json, write_rows
+from gam.pda.journal import Journal
+from gam.pda.libraries import library_versions
+from gam.pda.models import Generation, open_model
 from gam.pda.prompts import Prompt, Text
-from gam.pda.records import (
-    DataError,
-    Journal,
-    Row,
-    claim,
-    content_digest,
-    digest,
-    library_versions,
-    write_json,
-    write_rows,
-)
+from gam.pda.provenance import claim, content_digest, digest
+from gam.pda.scores import compiled
 
 Progress = Callable[[str, int, int], None]
 
@@ -63,7 +57,7 @@ def make_pairs(
         DataError: Some prompts got no answer (the others are kept), or no pair is left.
         OptionError: The folder holds answers made with other settings.
     """
-    pattern = _compile(keep)
+    pattern = compiled(keep, "keep")
     models = {"weak": weak, "weaker": weaker}
     record = {
         "models": {role: {"source": m, "sha256": content_digest(m)} for role, m in models.items()},
@@ -71,7 +65,47 @@ def make_pairs(
         "dtype": dtype,
         "prompts": digest([[prompt.id, prompt.text] for prompt in prompts]),
     }
+    check_models(models)
     claim(output, record)
+    answers = _both_answers(prompts, models, output, settings, dtype, progress)
+    rows, drops = _pair(
+        prompts, answers["weak"], answers["weaker"], pattern, settings.chat_template
+    )
+    if not rows:
+        raise DataError(f"no pair is left of {len(prompts)} prompts; dropped: {drops}.")
+    write_rows(output / "pairs.jsonl", rows)
+    summary = {
+        **record,
+        "keep": keep,
+        "versions": library_versions(),
+        "summary": _summary(len(prompts), len(rows), drops, answers),
+        "sha256": content_digest(output / "pairs.jsonl"),
+    }
+    write_json(output / "pairs.json", summary)
+    return summary
+
+
+def _summary(
+    prompts: int, pairs: int, drops: Mapping[str, int], answers: Mapping[str, dict[str, Row]]
+) -> Row:
+    return {
+        "prompts": prompts,
+        "pairs": pairs,
+        "dropped": drops,
+        "agreement": drops["identical"] / prompts,
+        **{role: _lengths([*rows.values()]) for role, rows in answers.items()},
+    }
+
+
+def _both_answers(
+    prompts: Sequence[Prompt],
+    models: Mapping[str, str],
+    output: Path,
+    settings: Generation,
+    dtype: str,
+    progress: Progress | None,
+) -> dict[str, dict[str, Row]]:
+    """Return the answers of both models; a `DataError` where one did not answer every prompt."""
     answers, failed = {}, {}
     for role, model in models.items():
         # Of its own seed: with the same draws two models would agree more than they do.
@@ -84,34 +118,7 @@ def make_pairs(
                 f"{models[role]!r}, the first: {rows[0]['error']}. The others are kept in "
                 f"{str(output)!r}; run the same command again to ask these."
             )
-    rows, drops = _pair(
-        prompts, answers["weak"], answers["weaker"], pattern, settings.chat_template
-    )
-    if not rows:
-        raise DataError(f"no pair is left of {len(prompts)} prompts; dropped: {drops}.")
-    write_rows(output / "pairs.jsonl", rows)
-    summary = {
-        **record,
-        "keep": keep,
-        "versions": library_versions(),
-        "summary": {
-            "prompts": len(prompts),
-            "pairs": len(rows),
-            "dropped": drops,
-            "agreement": drops["identical"] / len(prompts),
-            **{role: _lengths([*answers[role].values()]) for role in models},
-        },
-        "sha256": content_digest(output / "pairs.jsonl"),
-    }
-    write_json(output / "pairs.json", summary)
-    return summary
-
-
-def _compile(pattern: str | None) -> re.Pattern[str] | None:
-    try:
-        return None if pattern is None else re.compile(pattern, re.DOTALL)
-    except re.error as error:
-        raise OptionError(f"format filter {pattern!r}: {error}") from error
+    return answers
 
 
 def _answers(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from gam.errors import OptionError
-from gam.pda.records import DataError, Row, digest, need, read_rows
+from gam.pda.files import DataError, Row, read_rows
+from gam.pda.libraries import need
+from gam.pda.provenance import digest
+from gam.pda.settings import check_settings, setting
 
 Text = str | tuple[dict[str, str], ...]
 """Plain text, or the messages of a chat."""
@@ -29,6 +32,20 @@ class Prompt:
     def __hash__(self) -> int:
         """Return a hash of the name."""
         return hash(self.id)
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How prompts are made of the rows of a file."""
+
+    column: str = setting("prompt", "Field of the prompt: text, or messages of a chat.")
+    chat: bool = setting(False, "Make a user's message of a text.")
+    system: str = setting("", "A system message for chats.")
+    limit: int = setting(0, "Only the first so many; 0 for all.", least=0)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_settings(self)
 
 
 def load_prompts(
@@ -56,7 +73,10 @@ def load_prompts(
             text = ({"role": "user", "content": text},)
         if system:
             if isinstance(text, str):
-                raise OptionError("a system message needs messages; add --chat.")
+                raise OptionError(
+                    f"{where}: got plain text, expected messages beside the system message. "
+                    "Pass --chat, or set chat: true in a recipe."
+                )
             text = ({"role": "system", "content": system}, *text)
         name = str(row["id"]) if "id" in row else digest(text)[:16]
         if name in prompts:
@@ -67,6 +87,37 @@ def load_prompts(
     if not prompts:
         raise DataError(f"{source!r} holds no prompts.")
     return list(prompts.values())
+
+
+def truths_of(question: Prompt) -> list[str]:
+    """Return the right answers of a question; a `DataError` where there is none."""
+    truth = question.row.get("answer")
+    truths = [truth] if isinstance(truth, str | int | float) else truth
+    if not isinstance(truths, list) or not truths:
+        raise DataError(
+            f"question {question.id!r}: 'answer': got {truth!r}, expected "
+            "a text or a list of texts."
+        )
+    return [str(text) for text in truths]
+
+
+class PromptFiles:
+    """Prompts by their file, each file read once.
+
+    Args:
+        settings: Of all the prompts.
+    """
+
+    def __init__(self, settings: PromptSettings) -> None:
+        """Read nothing yet."""
+        self.settings = settings
+        self._known: dict[str, list[Prompt]] = {}
+
+    def load(self, source: str) -> list[Prompt]:
+        """Return the prompts of a file or data set; see `load_prompts`."""
+        if source not in self._known:
+            self._known[source] = load_prompts(source, **asdict(self.settings))
+        return self._known[source]
 
 
 def _text(value: object, where: str, column: str) -> Text:
@@ -97,5 +148,5 @@ def _from_hub(source: str) -> list[Row]:
     try:
         return list(datasets.load_dataset(name, *config, split=split))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"cannot load the data set {source!r}: {reason}") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"cannot load the data set {source!r}: {reason}.") from error

@@ -1,19 +1,26 @@
-"""The report of a run: a table, JSON, and a plot of score against number of deltas."""
+"""The report of a run: JSON, a table, and the picture."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from gam.pda.records import Row, write_json
+from gam.pda.files import Row, write_json
+from gam.pda.picture import plot_merges
+
+EXPLANATION = """\
+Scores are in percent, ± the standard error over the test questions. "Over" columns are differences
+to the student and to the best single delta, question by question. deltas: how many are merged, the
+best on the validation questions first. norm: size of a merge over the mean size of its deltas.
+scale: the one that was best on the validation questions."""
+"""What the columns of the table are."""
 
 
 def write_report(results: Row, folder: Path) -> None:
     """Write ``report.json``, ``report.md`` and ``report.png``.
 
     Args:
-        results: From `gam.pda.run.Run.results`.
+        results: From `gam.pda.loop.Run.results`.
         folder: Where to write.
     """
     write_json(folder / "report.json", results)
@@ -66,35 +73,3 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
     yield f"| --- |{' ---: |' * (len(head) - 1)}"
     for row in rows:
         yield f"| {' | '.join(row)} |"
-
-
-def plot_merges(runs: Sequence[Row], path: Path) -> None:
-    """Plot the mean score of each merge against the number of deltas, a panel a seed policy."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    score = runs[0]["score"]
-    policies = [*runs[0]["order"]]
-    figure = Figure(figsize=(1 + 4.5 * len(policies), 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes: Any = figure.subplots(1, len(policies), sharey=True, squeeze=False)[0]
-    for axis, policy in zip(axes, policies, strict=True):
-        means: dict[str, dict[int, list[float]]] = {}
-        students = []
-        for run in runs:
-            for row in run["rows"]:
-                if row["kind"] == "merge" and row["policy"] == policy:
-                    by_count = means.setdefault(row["name"], {})
-                    by_count.setdefault(row["n"], []).append(100 * row[score]["mean"])
-                if row["kind"] == "student":
-                    students.append(100 * row[score]["mean"])
-        for name, by_count in means.items():
-            counts = sorted(by_count)
-            heights = [sum(by_count[n]) / len(by_count[n]) for n in counts]
-            axis.plot(counts, heights, marker="o", label=name)
-            axis.set_xticks(counts)
-        axis.axhline(sum(students) / len(students), color="grey", linestyle=":", label="student")
-        axis.set(title=f"LoRA seed: {policy}", xlabel="merged deltas")
-    axes[0].set_ylabel(f"{score}, %")
-    axes[-1].legend(fontsize="small")
-    figure.savefig(path, dpi=120)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gam.errors import OptionError
 from gam.files import one_line
@@ -12,7 +13,8 @@ from gam.files import one_line
 if TYPE_CHECKING:
     from yaml import Node, ScalarNode
 
-_Path = tuple[str, ...]
+KeyPath: TypeAlias = tuple[str, ...]
+"""The keys on the way to a value."""
 
 # The scalars of YAML 1.2, which are those of JSON: "no" is text and 1e-3 is a number, unlike
 # in the YAML 1.1 that PyYAML implements.
@@ -23,7 +25,7 @@ _SPECIAL = {".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": mat
 _STANDARD = "tag:yaml.org,2002:"
 
 
-def parse(text: str, where: str) -> tuple[Any, dict[_Path, int]]:
+def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
     """Return the value of a document, and the lines of what is in its mappings.
 
     Args:
@@ -42,26 +44,31 @@ def parse(text: str, where: str) -> tuple[Any, dict[_Path, int]]:
     try:
         # Not the loader in C, which deep nesting can crash.
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines: dict[_Path, int] = {}
+        lines: dict[KeyPath, int] = {}
         return (None if node is None else _Reader(where, lines).read(node, ())), lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise OptionError(f"{where}{line}: not YAML: {error.problem or error.context}") from None
+        raise OptionError(f"{where}{line}: not YAML: {error.problem or error.context}.") from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise OptionError(f"{where}: not YAML: {one_line(error)}") from None
+        raise OptionError(f"{where}: not YAML: {one_line(error)}.") from None
+
+
+def line_of(lines: Mapping[KeyPath, int], path: KeyPath) -> int:
+    """Return the line of a key, or of what it is in where an alias stands for that."""
+    return next(lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines)
 
 
 class _Reader:
     """Turns nodes into values. A node that has several aliases is read once."""
 
-    def __init__(self, where: str, lines: dict[_Path, int]) -> None:
+    def __init__(self, where: str, lines: dict[KeyPath, int]) -> None:
         self._where = where
         self._lines = lines
         self._known: dict[int, Any] = {}
         self._open: set[int] = set()
 
-    def read(self, node: Node, path: _Path) -> Any:
+    def read(self, node: Node, path: KeyPath) -> Any:
         import yaml
 
         if isinstance(node, yaml.ScalarNode):
@@ -78,7 +85,7 @@ class _Reader:
             self._open.remove(id(node))
         return self._known[id(node)]
 
-    def _mapping(self, node: Node, path: _Path) -> dict[str, Any]:
+    def _mapping(self, node: Node, path: KeyPath) -> dict[str, Any]:
         self._check_tag(node, "map")
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -111,7 +118,7 @@ class _Reader:
             raise self._error(node, f"tag {node.tag!r} is not supported")
 
     def _error(self, node: Node, what: str) -> OptionError:
-        return OptionError(f"{self._where}, line {node.start_mark.line + 1}: {what}")
+        return OptionError(f"{self._where}, line {node.start_mark.line + 1}: {what}.")
 
 
 def _joined(text: str) -> str:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from gam.adapter import Description
+import torch
 
-# What the user is warned of.
-_LOW_ENERGY = 0.99
-_VANISHED = 0.05
-_NAMED = 3  # adapters in one warning
-_SHRUNK = 0.5
-_CANCELLED = 1e-9
-_COARSE = 0.01
+from gam.adapter import Description
+from gam.report.html import report_html
 
 
 @dataclass(frozen=True)
@@ -98,102 +93,42 @@ class MergeReport:
     papers: Mapping[str, str] = field(default_factory=dict)
     package: str = ""
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report in plain types, as the record of the merge holds it.
 
-@dataclass(frozen=True)
-class Tally:
-    """Squares and inner products of one module, or of all modules together.
+        Returns:
+            The fields by name: text, numbers, lists and dicts. NaN and infinity, which JSON
+            cannot hold, are None.
+        """
+        return {entry.name: plain(getattr(self, entry.name)) for entry in fields(self)}
 
-    Attributes:
-        squares: Adapter label to the squared norm of its update.
-        products: Adapter label to its inner product with the merged update.
-        merged: Squared norm of the merged update, as written.
-        exact: That of the exact result of the method.
-        rounding: That of the change from rounding to the output dtype.
-    """
+    def __repr__(self) -> str:
+        """One line: method, modules, size, energy kept, warnings."""
+        parts = [
+            self.method,
+            f"{len(self.inputs)} adapters",
+            f"{len(self.modules)} modules",
+            f"size {self.norm_ratio:.3g} of the mean",
+            f"energy kept {self.energy_kept:.2%}",
+            f"{len(self.warnings) or 'no'} warning{'s' * (len(self.warnings) != 1)}",
+        ]
+        return f"MergeReport({', '.join(parts)})"
 
-    squares: Mapping[str, float] = field(default_factory=dict)
-    products: Mapping[str, float] = field(default_factory=dict)
-    merged: float = 0.0
-    exact: float = 0.0
-    rounding: float = 0.0
-
-    @classmethod
-    def total(cls, tallies: Sequence[Tally], names: Sequence[str]) -> Tally:
-        """Return the sum over modules."""
-        return cls(
-            squares={n: math.fsum(t.squares.get(n, 0.0) for t in tallies) for n in names},
-            products={n: math.fsum(t.products.get(n, 0.0) for t in tallies) for n in names},
-            merged=math.fsum(t.merged for t in tallies),
-            exact=math.fsum(t.exact for t in tallies),
-            rounding=math.fsum(t.rounding for t in tallies),
-        )
-
-    def figures(self) -> dict[str, Any]:
-        """Return what the two reports have in common, by the names of their fields."""
-        norms = [math.sqrt(square) for square in self.squares.values()]
-        size = math.sqrt(self.merged)
-        return {
-            "norm_ratio": _ratio(size * len(norms), sum(norms)),
-            "cosines": {
-                name: _ratio(self.products[name], math.sqrt(square) * size)
-                for name, square in self.squares.items()
-            },
-            "energy_kept": _ratio(self.merged, self.exact),
-            "rounding_error": _ratio(math.sqrt(self.rounding), size),
-        }
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook."""
+        return report_html(self)
 
 
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else math.nan
-
-
-def findings(report: MergeReport) -> Iterator[str]:
-    """Yield what the user should know of the result."""
-    if not report.norm_ratio > _CANCELLED:
-        yield "the merged update is zero, but for rounding: the updates or weights cancel"
-        return
-    if report.energy_kept < _LOW_ENERGY:
-        yield (
-            f"the output rank keeps {report.energy_kept:.1%} of the merged update's energy; "
-            "--rank energy=0.99, or a larger number, keeps more"
-        )
-    for name, cosine in report.cosines.items():
-        if math.isnan(cosine):
-            yield f"adapter {name!r} is zero in every module"
-    vanished = {n: cosine for n, cosine in report.cosines.items() if abs(cosine) < _VANISHED}
-    if vanished:
-        named = [repr(name) for name in vanished][:_NAMED]
-        more = f" and {len(vanished) - _NAMED} more" if len(vanished) > _NAMED else ""
-        cosines = sorted(vanished.values())
-        how = f"cosine {cosines[0]:.3f}" + (f" to {cosines[-1]:.3f}" if len(cosines) > 1 else "")
-        who, have = ("adapters", "have") if len(vanished) > 1 else ("adapter", "has")
-        yield (
-            f"{who} {', '.join(named)}{more} {have} all but vanished from the result "
-            f"({how}); compare the sizes of the inputs and their weights"
-        )
-    if report.norm_ratio < _SHRUNK:
-        scale = report.options["scale"]
-        better = "" if isinstance(scale, list) else f" {scale / report.norm_ratio:.2g}"
-        yield (
-            f"the merged update has {report.norm_ratio:.2f} of the mean size of its inputs; "
-            f"--scale{better} would restore the size"
-        )
-    if report.rounding_error > _COARSE:
-        yield (
-            f"writing in {report.dtype} changed the merged update by "
-            f"{report.rounding_error:.1%}; --dtype float32 avoids that"
-        )
-    partly = sum(len(module.ranks) < len(report.inputs) for module in report.modules)
-    if partly:
-        rule = report.options["missing"]
-        meaning = "counts as zero there" if rule == "zero" else "is left out of the weights there"
-        yield (
-            f"{partly} of {len(report.modules)} modules are held by only some of the adapters; "
-            f"one that lacks a module {meaning} (--missing)"
-        )
-
-
-def located(text: str, modules: Sequence[str]) -> str:
-    """Return a warning with the first of the modules that it is about."""
-    more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
-    return f"{text} (in {modules[0]}{more})"
+def plain(value: Any) -> Any:
+    """Return a value in plain types, as JSON can hold it; NaN and infinity become None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

@@ -5,17 +5,28 @@ each direction that the adapters share. These are merged entry by entry, and the
 times the result. Averaging them instead would be averaging the updates.
 
 The basis comes from the updates as they are; the weights vote. The authors' code has S on this
-side of U, and so have we.
+side of U, and so have we. The methods differ in what is kept of an aligned matrix and whether it
+is added up or a sign is elected first, as those of `gam.strategies.entries` do: `knots_ties` trims
+and elects, `knots_dare_ties` draws and elects, `knots_dare` draws and adds up (at density 1 it is
+`linear`). A coin depends on the seed, the names of module and adapter, and the place of the entry;
+rows count from the strongest direction.
+
+The merge has at most rank ``sum r_i``. Its right factor is one of its own, since what the rules
+leave of a row is in nobody's row space.
+
+Source: Stoica et al. 2025, arXiv:2410.19735, section 4, and the authors' code; DARE: Yu et al.
+2024, arXiv:2311.03099.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from gam.algebra.core_space import core_space
-from gam.algebra.entrywise import Band, Coin, Merge, draw_of
+from gam.algebra.entrywise import Band, Coin, Merge, draw_of, method
 from gam.algebra.updates import InexactError, Product, Side, Update
 from gam_kernels import gram
 from gam_kernels.entries.vote import Vote
@@ -26,83 +37,14 @@ _NOISE = 1e-7
 _SMALLEST = 1e-10
 
 
-def knots_ties(updates: Sequence[Update], weights: Sequence[float], *, density: float) -> Product:
-    """Return the KnOTS merge of the updates with TIES between the aligned matrices.
-
-    As in `ties`, an adapter is trimmed in each module by itself.
-
-    Args:
-        updates: One per adapter, batched over m modules.
-        weights: One per update. Only their ratios matter.
-        density: Share of the entries of each ``S V_i^T`` that is kept.
-
-    Returns:
-        An update of at most rank ``sum r_i``. Its right factor is one of its own, since what
-        TIES leaves of a row is in nobody's row space.
-
-    Raises:
-        InexactError: The precision is float32, and directions are nearly shared, or all is tiny.
-
-    Source: Stoica et al. 2025, arXiv:2410.19735, section 4, and the authors' code.
-    """
-    return _knots(updates, weights, Band(density), mean=True)
-
-
-def knots_dare_ties(
-    updates: Sequence[Update], weights: Sequence[float], *, density: float, seed: int
-) -> Product:
-    """Return the KnOTS merge of the updates with DARE and TIES between the aligned matrices.
-
-    Entries are dropped at random and the others divided by ``density``; then a sign is elected
-    for each entry and what agrees with it is averaged, nothing being trimmed.
-
-    Args:
-        updates: One per adapter, batched over m modules, with the names of their modules.
-        weights: One per update. Only their ratios matter.
-        density: Mean share of the entries of each ``S V_i^T`` that stays; at 0 the merge is zero.
-        seed: Of the draw; see `Coin` for what it depends on besides. Rows count from the
-            strongest direction.
-
-    Returns:
-        As `knots_ties`.
-
-    Raises:
-        InexactError: The precision is float32, and some directions are nearly shared.
-
-    Source: as `knots_ties`, and Yu et al. 2024, arXiv:2311.03099.
-    """
-    return _knots(updates, weights, Coin(density, seed), mean=True)
-
-
-def knots_dare(
-    updates: Sequence[Update], weights: Sequence[float], *, density: float, seed: int
-) -> Product:
-    """Return the KnOTS merge of the updates with DARE between the aligned matrices.
-
-    As `knots_dare_ties`, but what is left of all updates is added up, as in `dare_linear`. At
-    density 1 this is `linear`.
-
-    Args:
-        updates: One per adapter, batched over m modules, with the names of their modules.
-        weights: One per update.
-        density: As for `knots_dare_ties`.
-        seed: As for `knots_dare_ties`.
-
-    Returns:
-        As `knots_ties`.
-
-    Raises:
-        InexactError: The precision is float32, and some directions are nearly shared.
-
-    Source: as `knots_dare_ties`.
-    """
-    return _knots(updates, weights, Coin(density, seed), mean=False)
-
-
 def _knots(
     updates: Sequence[Update], weights: Sequence[float], rule: Band | Coin, *, mean: bool
 ) -> Product:
-    """Align the updates, and merge the aligned matrices as `merge_entries` does dense ones."""
+    """Align the updates, and merge the aligned matrices as `merge_entries` does dense ones.
+
+    Raises:
+        InexactError: The precision is float32, and directions are nearly shared, or all is tiny.
+    """
     core = core_space(updates)
     squares, vectors = torch.linalg.eigh(torch.stack([x @ x.mT for x in core.matrices]).sum(0))
     squares, vectors = squares.flip(-1), vectors.flip(-1)
@@ -137,3 +79,8 @@ def _knots(
     identity = identity.expand_as(vectors)
     own = Side(factors, side.dtype, [identity], gram(factors, side.dtype))
     return Product(core.left @ vectors, identity, None, right_side=own)
+
+
+knots_ties = method(partial(_knots, mean=True), Band, "density")
+knots_dare_ties = method(partial(_knots, mean=True), Coin, "density", "seed")
+knots_dare = method(partial(_knots, mean=False), Coin, "density", "seed")

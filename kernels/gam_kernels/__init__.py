@@ -4,10 +4,10 @@ Triton is imported at the first call that runs a kernel, never before.
 """
 
 from gam_kernels._backend import resolve
-from gam_kernels.combine.op import combine, combine_gram
+from gam_kernels.combine.op import combine
 from gam_kernels.entries.op import entry_products
 from gam_kernels.entries.vote import Draw, Vote
-from gam_kernels.gram.op import gram
+from gam_kernels.gram.op import cross_gram, gram
 from gam_kernels.orthonormal import orthonormalize, orthonormalize_gram
 from gam_kernels.polar.op import orthogonality, polar
 
@@ -15,7 +15,7 @@ __all__ = [
     "Draw",
     "Vote",
     "combine",
-    "combine_gram",
+    "cross_gram",
     "entry_products",
     "gram",
     "orthogonality",

@@ -63,18 +63,39 @@ def kth_magnitude(
     count = shape[0] * shape[1]
     if not 1 <= k <= count:
         raise ValueError(f"k: got {k}, expected 1 to {count}, the number of entries")
-    dtype = rows(0, 1).dtype
     ordered = None
     if count > _WHOLE:
         size = max(1, min(_SAMPLE, count // _SHARE))
         drawn = sample(size) if sample else _thin(rows, shape, size)
         ordered = torch.from_numpy(np.sort(drawn.abs().cpu().numpy())).flip(0)
+    found = _search(rows, shape, k, ordered)
+    if found is None:
+        raise ValueError(f"rows: fewer than k = {k} entries are numbers, expected no NaN")
+    return found
+
+
+def _search(
+    rows: Callable[[int, int], torch.Tensor],
+    shape: tuple[int, int],
+    k: int,
+    ordered: torch.Tensor | None,
+) -> float | None:
+    """Return what `kth_magnitude` does, or None where fewer than ``k`` entries are numbers.
+
+    Args:
+        rows: As for `kth_magnitude`.
+        shape: As for `kth_magnitude`.
+        k: As for `kth_magnitude`.
+        ordered: Magnitudes of a sample, the largest first; None collects the matrix whole.
+    """
+    dtype = rows(0, 1).dtype
+    share = k / (shape[0] * shape[1])
     low, high = 0.0, math.inf
     widen = 1
     while low < high:
         first, last = low, high
         if ordered is not None and widen <= 8:
-            first, last = _bracket(ordered, k / count, widen)
+            first, last = _bracket(ordered, share, widen)
             first, last = min(max(first, low), high), max(min(last, high), low)
         elif ordered is not None:
             first = _midpoint(low, high, dtype)
@@ -89,9 +110,7 @@ def kth_magnitude(
             return float(np.partition(inside.cpu().numpy(), place)[place])
         else:
             low, high, widen = first, last, 64
-    if low > high:
-        raise ValueError(f"rows: fewer than k = {k} entries are numbers, expected no NaN")
-    return low
+    return low if low == high else None
 
 
 def _thin(rows: Callable[[int, int], torch.Tensor], shape: tuple[int, int], n: int) -> torch.Tensor:

@@ -66,9 +66,8 @@ except SystemExit:
     assert not layers(modules, "torch", "numpy", "safetensors", "gam_kernels")
     catalogue = {f"gam.strategies{m}" for m in ("", ".base", ".catalogue", ".plugins")}
     catalogue |= {f"gam.merging{m}" for m in ("", ".options", ".values")}
-    catalogue |= {"gam.commands.merge_text"}
-    own = catalogue if command == "merge" else {"gam.inspection", "gam.inspection.types"}
-    shared = ("", ".terminal", ".process", ".text")
+    own = catalogue | ({"gam.commands.merge_text"} if command == "merge" else set())
+    shared = ("", ".flags", ".terminal", ".process", ".text")
     commands = {f"gam.commands{m}" for m in (*shared, f".{command}")}
     assert layers(modules, "gam") == {"gam", "gam.errors", "gam.version", *commands, *own}
 
@@ -76,13 +75,13 @@ except SystemExit:
 @pytest.mark.parametrize("command", ["", "pairs", "train", "evaluate", "run"])
 def test_help_of_the_loop_imports_no_torch(command: str, tmp_path: Path) -> None:
     code = f"""
-from gam.pda.cli import main
+from gam.pda.commands import main
 try:
     main({[*command.split(), "--help"]!r})
 except SystemExit:
     pass"""
     modules = imported_by(code, tmp_path)
-    assert "gam.pda.cli" in modules
+    assert "gam.pda.commands" in modules
     assert not layers(modules, "torch", "numpy", "yaml", "transformers", "peft", "trl", "datasets")
 
 
@@ -90,7 +89,7 @@ def test_kernels_never_import_gam(tmp_path: Path) -> None:
     code = """
 import importlib, pkgutil, gam_kernels
 for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
-    if not module.name.endswith(".kernel"):
+    if not module.name.endswith((".kernel", "._triton")):
         importlib.import_module(module.name)"""
     modules = imported_by(code, tmp_path)
     assert "torch" in modules
@@ -106,7 +105,7 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
             ("safetensors", "gam_kernels", "gam.formats.read", "gam.strategies"),
         ),
         ("gam.report.types", ("safetensors", "gam_kernels")),
-        ("gam.report.card", ("torch", "safetensors", "gam_kernels", "gam.strategies")),
+        ("gam.report.card", ("torch", "safetensors", "gam_kernels", "gam.merging.plan")),
         ("gam.formats.read", ("gam_kernels", "gam.strategies", "gam.save", "gam.report.card")),
         (
             "gam.save",
@@ -117,7 +116,7 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
             ("torch", "safetensors", "gam_kernels", "gam.adapter", "gam.merging.plan"),
         ),
         (
-            "gam.strategies.ties",
+            "gam.strategies.entries",
             (
                 "safetensors",
                 "gam.adapter",
@@ -155,13 +154,15 @@ for module in pkgutil.walk_packages(gam_kernels.__path__, "gam_kernels."):
         ),
         ("gam.merging.batches", ("gam.save", "gam.merging.execute", "gam.report.card")),
         ("gam.merging.execute", ("gam.report.card", "gam.pda")),
-        ("gam.pda.records", ("torch", "transformers")),
-        ("gam.pda.generate", ("torch", "transformers", "gam.pda.pairs", "gam.pda.train")),
+        ("gam.pda.files", ("torch", "transformers")),
+        ("gam.pda.models.local", ("torch", "transformers", "gam.pda.pairs", "gam.pda.train")),
         ("gam.pda.train", ("torch", "trl", "datasets", "gam.pda.pairs", "gam.pda.evaluate")),
-        ("gam.pda.evaluate", ("torch", "gam.pda.pairs", "gam.pda.train", "gam.pda.run")),
-        ("gam.pda.report", ("torch", "matplotlib", "gam.pda.run")),
+        ("gam.pda.evaluate", ("torch", "gam.pda.pairs", "gam.pda.train", "gam.pda.loop")),
+        ("gam.pda.report", ("torch", "matplotlib", "gam.pda.loop")),
         ("gam.inspection.geometry", ("safetensors", "gam.formats.read", "gam.merging.plan")),
         ("gam.inspection.types", ("torch", "matplotlib")),
+        ("gam.inspection.groups", ("torch", "matplotlib")),
+        ("gam.inspection.tables", ("torch", "matplotlib")),
         ("gam.inspection.advice", ("torch", "matplotlib")),
         (
             "gam.inspection.measure",

@@ -8,7 +8,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """Without a GPU, Triton's interpreter runs the kernels on the CPU."""
 
 
-def factors(m, width, ranks, dtype, layout, cond=1.0):
+def factors(m, width, ranks, dtype, layout, cond=1.0, device=DEVICE):
     """Factors of m modules. Layout "b": as B [d, r] is stored; "a": as A [r, k] is, transposed;
     "slice": neither rows nor columns contiguous, and not aligned."""
     made = []
@@ -21,9 +21,10 @@ def factors(m, width, ranks, dtype, layout, cond=1.0):
                 turn = torch.randn(rank, rank, generator=generator, dtype=torch.float64)
                 scales = torch.logspace(0, -torch.tensor(cond).log10().item(), rank).double()
                 values = torch.linalg.qr(values).Q * scales @ torch.linalg.qr(turn).Q
-            values = values.to(dtype).to(DEVICE)
+            values = values.to(dtype).to(device)
             if layout == "a":
-                values = values.mT.contiguous().mT
+                # A copy even of one column, whose strides would else be those of a row.
+                values = values.mT.clone(memory_format=torch.contiguous_format).mT
             elif layout == "slice":
                 values = torch.stack((values, values), -1).flatten(1)[:, ::2]
             made[-1].append(values)

@@ -8,7 +8,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from helpers.adapters import quiet_peft
+
+RECIPE: Mapping[str, Any] = {
+    "student": "student",
+    "seed": 3,
+    "families": {
+        "one": {"weak": "weak-1", "weaker": "weaker-1", "prompts": "prompts.jsonl"},
+        "two": {"weak": "weak-2", "weaker": "weaker-2", "prompts": "prompts.jsonl"},
+    },
+    "generation": {"max_new_tokens": 3, "temperature": 1.0, "batch_size": 32},
+    "training": {
+        "rank": 2,
+        "alpha": 4,
+        "dropout": 0,
+        "learning_rate": 0.01,
+        "batch_size": 8,
+        "device_batch_size": 8,
+        "max_length": 16,
+        "gradient_checkpointing": False,
+    },
+    "lora_seeds": ["shared", "own"],
+    "merges": {
+        "average": {"method": "linear", "rank": "sum"},
+        "GAM, tuned": {"method": "gam", "tune": {"scale": [1, 2]}},
+    },
+    "controls": ["joint", "sequential", "sft", "swapped"],
+    "evaluation": {
+        "validation": "validation.jsonl",
+        "test": "test.jsonl",
+        "max_new_tokens": 3,
+        "extractor": r"(\d)",
+    },
+}
 
 CHARACTERS = "=+0123456789abc"
 
@@ -82,3 +115,22 @@ def plain_greedy(folder: str, prompt: str, count: int) -> str:
             break
         answer.append(token)
     return tokenizer.decode(answer, skip_special_tokens=True)
+
+
+def write_world(folder: Path) -> Path:
+    """Write the models and the files of `RECIPE`, and return the folder."""
+    for seed, name in enumerate(("student", "weak-1", "weaker-1", "weak-2", "weaker-2")):
+        write_model(folder / name, seed)
+    rows = [{**row, "answer": row["answer"][-1]} for row in sums(120)]
+    write_lines(folder / "prompts.jsonl", rows[:40])
+    write_lines(folder / "validation.jsonl", rows[40:60])
+    write_lines(folder / "test.jsonl", rows[60:])
+    return folder
+
+
+def write_recipe(folder: Path, **changes: Any) -> Path:
+    """Write `RECIPE` with other values for some names, and return its path."""
+    path = folder / "run.yaml"
+    kept = {name: value for name, value in RECIPE.items() if name not in changes}
+    path.write_text(yaml.safe_dump({**changes, **kept}, sort_keys=False), encoding="utf-8")
+    return path

@@ -10,7 +10,7 @@ from gam_kernels.entries.matrix import Entries
 from gam_kernels.entries.op import entry_products, kth_magnitudes
 from gam_kernels.entries.reference import merge_entries
 from gam_kernels.entries.vote import Draw, Vote
-from gam_kernels.sketch import low_rank
+from gam_kernels.lowrank import low_rank
 
 pytest.importorskip("triton")
 

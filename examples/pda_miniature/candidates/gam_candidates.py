@@ -8,7 +8,8 @@ and R_i the projectors onto the column and row space of dW_i there,
   far as the others let it be. It needs no reference and no gauge; it is the mean of adapters
   that share both spaces, and the sum of adapters that share only one or none.
 - `try_flat_sized` takes the square root of the singular values of the average.
-- `..._sized` scale a merge to ``size`` times the mean norm of its adapters, in each module.
+- `..._sized` scale a merge to ``relative_size`` times the mean norm of its adapters, in each
+  module.
 - `try_gam_own` is GAM without the cross terms of the cores: the mean bases, made
   orthonormal, around ``U^T (sum_i w_i dW_i) V`` in place of the mean core.
 """
@@ -25,7 +26,7 @@ from gam.strategies import Param, Strategy
 from gam.strategies.gam import gam
 from gam.strategies.tsv import tsv
 
-_SIZE = Param("size", "float", 1.0, "Norm over the mean norm of the adapters.", minimum=0)
+_SIZE = Param("relative_size", "float", 1.0, "Norm over the mean norm of the adapters.", minimum=0)
 _RIDGE = Param("ridge", "float", 0.1, "Weight of the norm of the result.", minimum=0)
 
 
@@ -41,21 +42,21 @@ def _sum(updates, weights):
     return core, sum(w * x for w, x in zip(weights, core.matrices, strict=True))
 
 
-def sum_sized(updates, weights, *, size):
+def sum_sized(updates, weights, *, relative_size):
     """The weighted sum at a size of its own."""
     core, total = _sum(updates, weights)
-    return _sized(core.product(total), updates, size)
+    return _sized(core.product(total), updates, relative_size)
 
 
-def flat_sized(updates, weights, *, size, power):
+def flat_sized(updates, weights, *, relative_size, power):
     """The weighted sum with its singular values to a power, at a size of its own."""
     core, total = _sum(updates, weights)
     left, values, right = spectrum(total, torch.float64)
     matrix = left * values.pow(power).unsqueeze(-2) @ right.mT
-    return _sized(core.product(matrix), updates, size)
+    return _sized(core.product(matrix), updates, relative_size)
 
 
-def tsv_sized(updates, weights, *, size):
+def tsv_sized(updates, weights, *, relative_size):
     """TSV-Merge at a size of its own."""
     product = tsv(updates, weights)
     sides = updates[0].left.side, updates[0].right.side
@@ -67,7 +68,7 @@ def tsv_sized(updates, weights, *, size):
     square = torch.linalg.vecdot(
         (grams[0] @ product.core).flatten(-2), (product.core @ grams[1]).flatten(-2)
     )
-    wanted = size * torch.stack([update.norm() for update in updates]).mean(0)
+    wanted = relative_size * torch.stack([update.norm() for update in updates]).mean(0)
     factor = wanted * square.clamp_min(1e-300).rsqrt()
     return Product(product.left, product.core * factor[:, None, None], product.right)
 
@@ -93,12 +94,12 @@ def fit(updates, weights, *, ridge):
     return core.product(solution)
 
 
-def fit_sized(updates, weights, *, ridge, size):
+def fit_sized(updates, weights, *, ridge, relative_size):
     """The least-squares update at a size of its own."""
-    return _sized(fit(updates, weights, ridge=ridge), updates, size)
+    return _sized(fit(updates, weights, ridge=ridge), updates, relative_size)
 
 
-def gam_own(updates, weights, *, size):
+def gam_own(updates, weights, *, relative_size):
     """GAM's frame, with what the updates themselves have in it."""
     frame = gam(updates, weights, retract=False)
     sides = updates[0].left.side, updates[0].right.side
@@ -113,7 +114,7 @@ def gam_own(updates, weights, *, size):
         @ (sides[1].gram[..., u.right.span].mT @ right)
         for u, w in zip(updates, weights, strict=True)
     ]
-    return _sized(Product(left, sum(inner), right), updates, size)
+    return _sized(Product(left, sum(inner), right), updates, relative_size)
 
 
 def _conjugate_gradients(operator, target, steps=200, tolerance=1e-9):

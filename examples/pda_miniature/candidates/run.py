@@ -29,8 +29,8 @@ MERGES: dict[str, dict[str, Any]] = {
     "sum": {"method": "task_arithmetic", "rank": "sum"},
     "GAM": {"method": "gam"},
     "GAM, retract": {"method": "gam", "retract": True},
-    "GAM, match_norm": {"method": "gam", "match_norm": True},
-    "GAM, consensus, match_norm": {"method": "gam", "match_norm": True, "reference": "consensus"},
+    "GAM, match_norm": {"method": "gam", "size": "mean"},
+    "GAM, consensus, match_norm": {"method": "gam", "size": "mean", "reference": "consensus"},
     "TIES": {"method": "ties", "rank": 96},
     "magnitude pruning": {"method": "magnitude_prune", "rank": 96},
     "breadcrumbs": {"method": "breadcrumbs", "rank": 96},
@@ -54,7 +54,7 @@ MERGES: dict[str, dict[str, Any]] = {
     "average, Pico": {"method": "linear", "rank": "sum", "calibrate": "pico"},
     "TSV, Pico": {"method": "tsv", "rank": "sum", "calibrate": "pico"},
     **{
-        f"{name}, size {size}": {"method": f"try_{method}", "size": size}
+        f"{name}, size {size}": {"method": f"try_{method}", "relative_size": size}
         for name, method in (
             ("average", "sum_sized"),
             ("flattened average", "flat_sized"),
@@ -75,9 +75,11 @@ def score(
     from world import PRESETS, questions
 
     from gam import merge_adapters
-    from gam.pda.evaluate import adapted, estimate, score_answers
-    from gam.pda.generate import Generation, Local, load_model
+    from gam.pda.evaluate import score_answers
+    from gam.pda.models import Generation
+    from gam.pda.models.local import Local, adapted, load_model
     from gam.pda.prompts import load_prompts
+    from gam.pda.scores import estimate
 
     report = json.loads((world / "report.json").read_text("utf-8"))
     recipe = report["recipe"]

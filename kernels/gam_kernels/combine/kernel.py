@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from gam_kernels._columns import find_columns
-from gam_kernels.kernel import TYPES, load_columns, load_rows
+from gam_kernels._triton import TYPES, load_columns, load_rows, load_tile
 
 _MOST = {torch.float32: 256, torch.float64: 128}  # columns of one program's result
 _ENTRIES = 2**13  # of one program's result
@@ -63,12 +63,7 @@ def _combine_kernel(
     for first in range(0, p, BLOCK_P):
         x, x_steps, there = load_columns(table, steps, first, p, BLOCK_P, DTYPE, RUN)
         x = load_rows(x, x_steps, there, rows, width, RUN, EVEN).to(WORK)
-        inner = first + tl.arange(0, BLOCK_P)
-        c = tl.load(
-            small + inner[:, None] * n + columns[None, :],
-            mask=(inner[:, None] < p) & (columns[None, :] < n),
-            other=0.0,
-        )
+        c = load_tile(small, first + tl.arange(0, BLOCK_P), columns, p, n)
         exact = tl.dot(x, c, exact, input_precision=PRECISION, out_dtype=WORK)
 
     known = (rows[:, None] < width) & (columns[None, :] < n)

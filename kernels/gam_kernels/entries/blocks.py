@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from gam_kernels._scratch import scratch
 from gam_kernels.entries.vote import Draw, Vote, marks, words
 from gam_kernels.select import block_rows
 
@@ -15,36 +16,29 @@ from gam_kernels.select import block_rows
 class Blocks:
     """The merge of some votes, formed a block of rows at a time.
 
-    Entries are formed on a fixed grid of blocks and always in the same buffer of their vote,
-    so that whoever looks for thresholds first sees the bits that are compared with them later.
-    Not to be used from several threads at once.
+    Entries are formed on a fixed grid of blocks, so that whoever looks for thresholds first
+    sees the bits that are compared with them later. All blocks of a thread are formed in the
+    same memory, see `gam_kernels._scratch`.
     """
 
     def __init__(self, votes: Sequence[Vote], mean: bool) -> None:
-        """Allocate the buffers.
+        """Take the votes.
 
         Args:
             votes: At least one, of equal shapes, dtype and device.
             mean: As for `gam_kernels.entries.op.entry_products`.
         """
-        left, right = votes[0].left, votes[0].right
-        self.shape = left.shape[0], right.shape[1]
+        self.shape = votes[0].left.shape[0], votes[0].right.shape[1]
         self._mean = mean
         self._height = min(block_rows(self.shape[1]), self.shape[0])
-        # One block for each vote, and three to work in.
-        self._buffers = left.new_empty(len(votes) + 3, self._height, self.shape[1])
-        self._work: torch.Tensor | None = None
         self.load(votes)
 
     def load(self, votes: Sequence[Vote]) -> None:
         """Take other votes, as many as before and of the same shapes."""
         self._votes = list(votes)
         self._coins = [
-            _Coin(vote.draw, self.shape, self._buffers) if vote.draw else None for vote in votes
+            _Coin(vote.draw, self.shape, vote.left) if vote.draw else None for vote in votes
         ]
-        if self._work is None and any(self._coins):
-            shape = 2, *self._buffers.shape[1:]
-            self._work = self._buffers.new_empty(shape, dtype=torch.int32)
 
     def limit(self, limits: Sequence[tuple[float, float]]) -> None:
         """Set ``low`` and ``high`` of each vote."""
@@ -56,8 +50,8 @@ class Blocks:
         return self._votes[index].left, self._votes[index].right
 
     def form(self, index: int, first: int, last: int) -> torch.Tensor:
-        """Return rows of one update, whole blocks of the grid, in the buffer of its vote."""
-        vote, out = self._votes[index], self._buffers[index, : last - first]
+        """Return rows of one update, at most a block of the grid, until the next are formed."""
+        vote, out = self._votes[index], self._buffers(last - first)[index]
         return torch.mm(vote.left[first:last], vote.right, out=out)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
@@ -71,7 +65,7 @@ class Blocks:
 
     def _merge(self, first: int, last: int) -> torch.Tensor:
         kept = [self._keep(index, first, last) for index in range(len(self._votes))]
-        total, share, agrees = self._buffers[-3:, : last - first]
+        total, share, agrees = self._buffers(last - first)[-3:]
         if not self._mean:
             return _sum(kept, torch.empty_like(total))
         sign = _sum(kept, total).sign_()
@@ -93,11 +87,35 @@ class Blocks:
         if vote.low > 0:
             torch.hardshrink(block, vote.low, out=block)
         if vote.high < math.inf:
-            block.sub_(torch.hardshrink(block, vote.high, out=self._buffers[-1, : last - first]))
-        coin, work = self._coins[index], self._work
-        if coin is not None and work is not None:
-            coin.keep(block, first, work[:, : last - first])
-        return block
+            block.sub_(torch.hardshrink(block, vote.high, out=self._buffers(last - first)[-1]))
+        coin = self._coins[index]
+        return block if coin is None else coin.keep(block, first)
+
+    def _buffers(self, height: int) -> torch.Tensor:
+        """Return a block for each vote, and three to work in, [n + 3, height, k]."""
+        like = self._votes[0].left
+        shape = len(self._votes) + 3, height, self.shape[1]
+        return scratch("entries", shape, like.dtype, like.device)
+
+
+def products(
+    votes: Sequence[Vote], mean: bool, times: torch.Tensor | None, onto: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None, float]:
+    """Return what `gam_kernels.entry_products` does, on any device."""
+    blocks = Blocks(votes, mean)
+    (d, k), height = blocks.shape, block_rows(blocks.shape[1])
+    like = votes[0].left
+    product = None if times is None else like.new_empty(d, times.shape[1])
+    transposed = None if onto is None else like.new_zeros(k, onto.shape[1])
+    squared_norm = 0.0
+    for first in range(0, d, height):
+        rows = blocks.rows(first, min(first + height, d))
+        if times is not None and product is not None:
+            product[first : first + height] = rows @ times
+        if onto is not None and transposed is not None:
+            transposed.addmm_(rows.mT, onto[first : first + height])
+        squared_norm += float(rows.double().square().sum())
+    return product, transposed, squared_norm
 
 
 class _Coin:
@@ -110,17 +128,17 @@ class _Coin:
         self._limits = draw.limits(spread).to(like.device)
         self._scales = torch.where(spread > 0, 1 / spread, 0).to(like)
 
-    def keep(self, block: torch.Tensor, first: int, work: torch.Tensor) -> torch.Tensor:
+    def keep(self, block: torch.Tensor, first: int) -> torch.Tensor:
         """Set to zero what is not kept of a block that begins at row ``first``.
 
         Args:
             block: [h, k], changed in place.
             first: Row.
-            work: [2, h, k] int32 to work in.
 
         Returns:
             The block, what is kept divided by its probability.
         """
+        work = scratch("words", (2, *block.shape), torch.int32, block.device)
         word = words(self._marks[0][first : first + len(block)], self._marks[1], work)
         if len(self._limits) == 1:
             kept = torch.le(word, self._limits, out=torch.empty_like(block))

@@ -21,8 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
+from gam_kernels._triton import TYPES, load_tile, store_tile
 from gam_kernels.entries.vote import Draw, Vote, marks
-from gam_kernels.kernel import TYPES
 
 _TILE = 64  # rows and columns
 _INNER = 16  # columns of the left factor at a time
@@ -39,16 +39,8 @@ def _form(table_ptr, vote, rows, columns, d, k, TILE: tl.constexpr, INNER, WORK:
     tile = tl.zeros((TILE, TILE), dtype=WORK)
     for first in range(0, rank, INNER):
         inner = first + tl.arange(0, INNER)
-        a = tl.load(
-            left + rows[:, None] * rank + inner[None, :],
-            mask=(rows < d)[:, None] & (inner < rank)[None, :],
-            other=0.0,
-        )
-        b = tl.load(
-            right + inner[:, None] * k + columns[None, :],
-            mask=(inner < rank)[:, None] & (columns < k)[None, :],
-            other=0.0,
-        )
+        a = load_tile(left, rows, inner, d, rank)
+        b = load_tile(right, inner, columns, rank, k)
         tile = tl.dot(a, b, tile, input_precision="ieee", out_dtype=WORK)
     return tile
 
@@ -157,19 +149,11 @@ def _products_kernel(
         )
         if TRANSPOSED:
             tile = tl.trans(tile)
-        thin = tl.load(
-            thin_ptr + other[:, None] * c + thin_columns[None, :],
-            mask=(other < length)[:, None] & (thin_columns < c)[None, :],
-            other=0.0,
-        )
+        thin = load_tile(thin_ptr, other, thin_columns, length, c)
         product = tl.dot(tile, thin, product, input_precision="ieee", out_dtype=WORK)
         wide = tile.to(tl.float64)
         squares += tl.sum(wide * wide, axis=1)
-    tl.store(
-        out_ptr + own[:, None] * c + thin_columns[None, :],
-        product,
-        mask=(own < height)[:, None] & (thin_columns < c)[None, :],
-    )
+    store_tile(out_ptr, own, thin_columns, height, c, product)
     tl.store(squares_ptr + strip, tl.sum(squares), mask=block == 0)
 
 

@@ -12,7 +12,7 @@ from gam_kernels.entries.vote import Vote
 
 
 class Entries:
-    """A `gam_kernels.sketch.Matrix`: the merge of some votes, formed anew for every product."""
+    """A `gam_kernels.lowrank.Matrix`: the merge of some votes, formed anew for every product."""
 
     def __init__(self, votes: Sequence[Vote], mean: bool, backend: str = "auto") -> None:
         """Compute nothing.

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 
 from gam_kernels._backend import resolve
-from gam_kernels.entries.blocks import Blocks
+from gam_kernels.entries.blocks import Blocks, products
 from gam_kernels.entries.vote import Vote
-from gam_kernels.select import block_rows, kth_magnitude
+from gam_kernels.select import kth_magnitude
 
 
 def entry_products(
@@ -63,19 +63,7 @@ def entry_products(
         if onto is not None:
             onto, squares = launch_products(votes, mean, onto, transposed=True)
         return times, onto, float(squares)
-    blocks, height = Blocks(votes, mean), block_rows(k)
-    like = votes[0].left
-    product = None if times is None else like.new_empty(d, times.shape[1])
-    transposed = None if onto is None else like.new_zeros(k, onto.shape[1])
-    squared_norm = 0.0
-    for first in range(0, d, height):
-        rows = blocks.rows(first, min(first + height, d))
-        if times is not None and product is not None:
-            product[first : first + height] = rows @ times
-        if onto is not None and transposed is not None:
-            transposed.addmm_(rows.mT, onto[first : first + height])
-        squared_norm += float(rows.double().square().sum())
-    return product, transposed, squared_norm
+    return products(votes, mean, times, onto)
 
 
 def kth_magnitudes(votes: Sequence[Vote], rank: int, *, backend: str = "auto") -> list[float]:

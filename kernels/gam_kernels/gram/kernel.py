@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from gam_kernels._columns import find_columns
-from gam_kernels.kernel import TYPES, load_columns, load_rows
+from gam_kernels._triton import TYPES, load_columns, load_rows, store_tile
 
 _BLOCK_ROWS = 64  # of one sum in the working precision
 _TILE = 64  # most columns of a tile: its float64 sums fill half of the registers
@@ -69,10 +69,8 @@ def _gram_kernel(
         product = tl.dot(tl.trans(a), b, input_precision=PRECISION, out_dtype=WORK)
         total += product.to(tl.float64)
 
-    i = first + tl.arange(0, TILE)[:, None]
-    j = second + tl.arange(0, TILE)[None, :]
-    out = out_ptr + (part * modules + module) * p * p
-    tl.store(out + i * p + j, total, mask=(i < p) & (j < p))
+    i, j = first + tl.arange(0, TILE), second + tl.arange(0, TILE)
+    store_tile(out_ptr + (part * modules + module) * p * p, i, j, p, p, total)
 
 
 def launch_gram(factors: Sequence[Sequence[torch.Tensor]], dtype: torch.dtype) -> torch.Tensor:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from gam_kernels import _passes
 from gam_kernels._backend import resolve
 from gam_kernels._check import check_factors
-from gam_kernels.gram import reference
+from gam_kernels.gram import cpu, reference
 
 
 def gram(
-    factors: Sequence[Sequence[torch.Tensor]],
-    dtype: torch.dtype,
-    *,
-    pairs: Collection[tuple[int, int]] | None = None,
-    backend: str = "auto",
+    factors: Sequence[Sequence[torch.Tensor]], dtype: torch.dtype, *, backend: str = "auto"
 ) -> torch.Tensor:
     """Return the Gram matrix ``X^T X`` of the factors of each module side by side.
 
@@ -26,8 +21,6 @@ def gram(
             device; width and r_i are the same in all modules. Views of rows or of columns
             are both fine. Not modified.
         dtype: float32 or float64, of the products; blocks are summed in float64.
-        pairs: Places (i, j) of the factors whose products ``X_i^T X_j`` are wanted; None for
-            all. What is not wanted is zero, and costs nothing on a CPU.
         backend: "auto", "torch" or "triton", see `gam_kernels.resolve`.
 
     Returns:
@@ -47,13 +40,53 @@ def gram(
     if not factors:
         return torch.zeros(0, 0, 0, dtype=torch.float64)
     like = factors[0][0]
-    triton = resolve(backend, like) == "triton"
-    if like.device.type == "cpu" and not triton:
-        return _passes.gram(factors, dtype, pairs)
-    if triton:
+    if resolve(backend, like) == "triton":
         from gam_kernels.gram.kernel import launch_gram
 
-        whole = launch_gram(factors, dtype)
-    else:
-        whole = reference.gram(factors, dtype)
-    return whole if pairs is None else reference.only(whole, factors[0], pairs)
+        return launch_gram(factors, dtype)
+    if like.device.type == "cpu":
+        return cpu.gram(factors, dtype)
+    return reference.gram(factors, dtype)
+
+
+def cross_gram(
+    one: Sequence[Sequence[torch.Tensor]],
+    other: Sequence[Sequence[torch.Tensor]],
+    dtype: torch.dtype,
+    *,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Return ``X^T Y`` of each module, for X and Y the factors of two groups side by side.
+
+    Args:
+        one: The factors that make up X, as for `gram`. Not modified.
+        other: The factors that make up Y, for the same modules; all of one width and on one
+            device with those of X. Not modified.
+        dtype: As for `gram`.
+        backend: As for `gram`. Only a CPU spares what `gram` of both groups would cost.
+
+    Returns:
+        [m, p, q] float64 with p and q the numbers of columns of X and Y; its error is that
+        of `gram`.
+
+    Raises:
+        ValueError: As for `gram`, or the two groups are not of as many modules.
+
+    >>> x, y = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [0.0]])
+    >>> cross_gram([[x]], [[y]], torch.float64)
+    tensor([[[3.]]], dtype=torch.float64)
+    """
+    if len(one) != len(other):
+        raise ValueError(
+            f"other: got {len(other)} modules, expected {len(one)}, as many as in the first group"
+        )
+    both = [[*first, *second] for first, second in zip(one, other, strict=True)]
+    check_factors(one, dtype)
+    check_factors(both, dtype)
+    if not both:
+        return torch.zeros(0, 0, 0, dtype=torch.float64)
+    like = both[0][0]
+    if like.device.type == "cpu" and resolve(backend, like) == "torch":
+        return cpu.cross_gram(one, other, dtype)
+    p = sum(factor.shape[1] for factor in one[0])
+    return gram(both, dtype, backend=backend)[:, :p, p:]

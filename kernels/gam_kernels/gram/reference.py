@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -22,15 +22,3 @@ def gram(factors: Sequence[Sequence[torch.Tensor]], dtype: torch.dtype) -> torch
     for block in torch.split(columns, _BLOCK, dim=1):
         total += block.mT @ block
     return (total + total.mT) / 2
-
-
-def only(
-    whole: torch.Tensor, factors: Sequence[torch.Tensor], pairs: Collection[tuple[int, int]]
-) -> torch.Tensor:
-    """Return Gram matrices, [m, p, p], with zeros for all but some pairs of the factors."""
-    wanted = torch.zeros(len(factors), len(factors), dtype=torch.bool)
-    for i, j in pairs:
-        wanted[i, j] = wanted[j, i] = True
-    ranks = torch.tensor([factor.shape[1] for factor in factors])
-    mask = wanted.repeat_interleave(ranks, 0).repeat_interleave(ranks, 1)
-    return whole.masked_fill(~mask.to(whole.device), 0.0)

@@ -261,7 +261,8 @@ def test_merging_one_adapter_returns_it() -> None:
         "energy kept    100 % of the exact merge, at this rank\n"
         "rounding       below 0.001 % change from writing float32\n"
         "\n"
-        "Next: score it on your own tasks beside each adapter; out/README.md shows how to load it.\n"
+        "Next: score it on your own tasks beside each adapter; out/README.md shows how to "
+        "load it.\n"
     )
 
 

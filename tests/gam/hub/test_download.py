@@ -113,9 +113,9 @@ def test_an_adapter_on_the_hub_is_inspected(place: Place) -> None:
     folder = EXAMPLES / "sort"
     repo = place.upload(contents(folder), "sort")
     there, here = inspect_adapters([repo, folder]).adapters
-    assert len(there["commit"]) == 40
-    assert here["commit"] is None
-    assert there["norm"] == here["norm"]
+    assert len(there.description.commit) == 40
+    assert here.description.commit is None
+    assert there.norm == here.norm
 
 
 def test_revisions_folders_and_uris(place: Place, tmp_path: Path) -> None:

@@ -9,32 +9,23 @@ import numpy as np
 import pytest
 import torch
 from helpers import oracle
-from helpers.adapters import CONFIG, make_adapter
+from helpers.adapters import make_adapter
+from helpers.inspection import NAME, adapter, inspect_updates, random_updates, rotation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gam import Adapter, AdapterError, GamError, LowRank, inspect_adapters, merge_adapters
-from gam.inspection.types import places
+from gam import AdapterError, GamError, LowRank, inspect_adapters, merge_adapters
 
 settings.register_profile("inspect", deadline=None, max_examples=25)
 settings.load_profile("inspect")
 
-NAME = "model.layers.0.self_attn.q_proj"
 seeds = st.integers(0, 10**6)
-
-
-def rotation(generator, size):
-    return np.linalg.qr(generator.standard_normal((size, size)))[0]
 
 
 def update(left, core, right, scale=1.0):
     """A LoRA update `scale * left core right^T` from dense arrays."""
     b, a = torch.from_numpy(left @ core), torch.from_numpy(np.ascontiguousarray(right.T))
     return LowRank(a, b, scale)
-
-
-def adapter(name, modules):
-    return Adapter(modules, CONFIG, name)
 
 
 def known_pair(turn, thetas, phis, first, second):
@@ -120,23 +111,6 @@ def test_spaces_of_unequal_rank():
 
 
 # --- what must not matter -------------------------------------------------------------
-
-
-def random_updates(generator, ranks=(3, 3, 2), shape=(18, 13)):
-    return [
-        LowRank(
-            torch.from_numpy(generator.standard_normal((r, shape[1]))),
-            torch.from_numpy(generator.standard_normal((shape[0], r))),
-            scale,
-        )
-        for r, scale in zip(ranks, (1.0, -0.5, 2.0), strict=True)
-    ]
-
-
-def inspect_updates(updates):
-    return inspect_adapters(
-        [adapter(str(index), {NAME: update}) for index, update in enumerate(updates)]
-    )
 
 
 def figures(value, absent):
@@ -282,8 +256,8 @@ def test_missing_modules_and_zero_updates(uneven):
     assert up.updates["c"].norm == 0
     assert up.updates["c"].singular_values == []
     assert math.isnan(up.updates["c"].effective_rank)
-    assert [entry["zero"] for entry in report.adapters] == [0, 0, 1]
-    assert [entry["ranks"] for entry in report.adapters] == [[4], [2, 4], [3]]
+    assert [entry.zero for entry in report.adapters] == [0, 0, 1]
+    assert [entry.description.ranks for entry in report.adapters] == [[4], [2, 4], [3]]
     assert [group.name for group in report.layers] == [0, 1]
     # Layer 1 is shared by no two adapters: no overlap, no cosine but 0, no sign conflict.
     pair = next(p for p in report.layers[1].pairs if (p.first, p.second) == ("b", "c"))
@@ -352,72 +326,3 @@ def test_other_bases_are_refused_as_in_a_merge(uneven, tmp_path):
     assert any(line.startswith("base models differ: ") for line in report.advice)
     with pytest.raises(GamError, match="got none"):
         inspect_adapters([])
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["model.layers.12.self_attn.q_proj"], [(12, "q_proj")]),
-        (["lm_head"], [(None, "lm_head")]),
-        (["h.0.attn.c_proj", "h.0.mlp.c_proj"], [(0, "attn.c_proj"), (0, "mlp.c_proj")]),
-        (["layers.3.mlp.experts.7.up_proj"], [(3, "up_proj")]),
-        (
-            ["vision.layers.0.q_proj", "text.layers.1.q_proj"],
-            [(0, "vision.layers.*.q_proj"), (1, "text.layers.*.q_proj")],
-        ),
-    ],
-    ids=["decoder", "no layer", "two of a name", "experts", "two towers"],
-)
-def test_layers_and_kinds(names, expected):
-    assert list(places(names).values()) == expected
-
-
-# --- advice ---------------------------------------------------------------------------
-
-
-def lines(updates, word):
-    return [line for line in inspect_updates(updates).advice if line.startswith(word)]
-
-
-def test_near_duplicates_opposites_and_orthogonal_ones_are_named():
-    one, two, _ = random_updates(np.random.default_rng(9), ranks=(2, 2, 2), shape=(80, 90))
-    near = replace(one, lora_b=one.lora_b + 0.01 * two.lora_b)
-    assert "'0' and '1'" in lines([one, near], "near duplicates: ")[0]
-    assert "'0' and '1'" in lines([one, replace(near, scale=-1.0)], "nearly opposite: ")[0]
-    assert lines([one, replace(one, scale=-1.0)], "size: ") == [
-        "size: merged with equal weights, the adapters cancel"
-    ]
-    (line,) = lines([one, replace(two, scale=1.0)], "near orthogonal: ")
-    pair = inspect_updates([one, replace(two, scale=1.0)]).pairs[0]
-    assert f"gam leaves {pair.gam_norm_ratio:.2f} of their size" in line
-    assert f"averaging {pair.linear_norm_ratio:.2f}" in line
-    assert not lines([one, two], "near duplicates: ")
-
-
-def test_one_initialisation_is_seen():
-    generator = np.random.default_rng(10)
-    one, two, three = random_updates(generator, ranks=(2, 2, 2), shape=(80, 90))
-    two = LowRank(one.lora_a + 0.05 * two.lora_a, two.lora_b)
-    (line,) = lines([one, two], "one LoRA initialisation: ")
-    assert "'0' and '1' have nearly the same lora_A" in line
-    # The same space in another basis is not the same start.
-    three = LowRank(torch.tensor([[0.0, 1.0], [-1.0, 0.5]]).double() @ one.lora_a, three.lora_b)
-    assert not lines([one, three], "one LoRA initialisation: ")
-    assert lines([one, three], "only one side in common: ")
-
-
-def test_uneven_sizes_come_with_weights_that_balance_them():
-    one, two, _ = random_updates(np.random.default_rng(11))
-    large = replace(one, scale=20.0)
-    (line,) = lines([large, two], "sizes differ: ")
-    weights = [float(w) for w in line.partition("--weights ")[2].split()[0].split(",")]
-    norms = [float(u.delta().norm()) for u in (large, two)]
-    assert weights[0] * norms[0] == pytest.approx(weights[1] * norms[1], rel=0.1)
-    assert sum(weights) == pytest.approx(1, abs=0.02)
-
-
-def test_a_shared_frame_makes_the_reference_matter_little():
-    generator = np.random.default_rng(12)
-    one, *others = random_updates(generator, ranks=(2, 2, 2), shape=(60, 70))
-    near = [LowRank(one.lora_a + 0.01 * u.lora_a, one.lora_b + 0.01 * u.lora_b) for u in others]
-    assert "it hardly matters" in lines([one, *near], "reference: ")[0]

@@ -375,7 +375,7 @@ def test_warnings_say_what_the_user_should_know():
 
     unrelated = [adapter(n, s, modules={"w": (400, 300)}) for s, n in enumerate("abc", start=1)]
     assert "0.2" in text(adapters=unrelated)
-    assert "--scale" in text(adapters=unrelated)
+    assert "--size mean" in text(adapters=unrelated)
     assert "keeps" in text(adapters=unrelated, method="linear")
     assert "--rank" in text(adapters=unrelated, method="linear")
     loud = [unrelated[0], adapter("loud", 2, modules={"w": (400, 300)}, scale=500.0)]

@@ -197,7 +197,7 @@ def test_gradients_are_linear_between_their_points(points, layers):
 def test_a_small_result_under_a_gradient_of_scales_is_warned_of():
     merged = merge_adapters(three(), scale=(0.01, 0.02), modules={"head": {"scale": 0.01}})
     assert merged.report.options["scale"] == [0.01, 0.02]
-    assert "of its inputs; --scale would restore the size" in merged.report.warnings[0]
+    assert "of its inputs; --size mean brings every module" in merged.report.warnings[0]
 
 
 # --- the merge ------------------------------------------------------------------------

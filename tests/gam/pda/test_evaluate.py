@@ -17,9 +17,9 @@ from gam.pda.evaluate import (
     score_adapters,
     token_f1,
 )
-from gam.pda.generate import Generation
+from gam.pda.files import DataError
+from gam.pda.models import Generation
 from gam.pda.prompts import load_prompts
-from gam.pda.records import DataError
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_questions_need_answers(tmp_path: Path) -> None:
     assert_refused(
         lambda: score_adapters(model, [], questions, Generation(max_new_tokens=2)),
         DataError,
-        "'answer' is None",
+        "'answer': got None",
     )
 
 

@@ -7,8 +7,8 @@ from helpers.adapters import assert_refused, quiet_peft
 from helpers.pda import plain_greedy, sums, write_lines, write_model
 
 from gam.errors import OptionError
-from gam.pda import records
 from gam.pda.harness import run_harness
+from gam.pda.libraries import need
 
 TASK = """
 task: sums
@@ -49,4 +49,4 @@ def test_it_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_refused(
         lambda: run_harness("m", ["gsm8k"]), OptionError, "lm_eval", "'gam-merge[harness]'"
     )
-    assert_refused(lambda: records.need("trl"), OptionError, "trl", "'gam-merge[pda]'")
+    assert_refused(lambda: need("trl"), OptionError, "trl", "'gam-merge[pda]'")

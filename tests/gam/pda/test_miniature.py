@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from helpers.paths import ROOT
 
 import gam.commands.merge
-import gam.pda.cli
+import gam.pda.commands
 
 MINIATURE = ROOT / "examples" / "pda_miniature"
 WORLDS = sorted((MINIATURE / "record").glob("world-*"))
@@ -77,7 +77,7 @@ def test_the_kept_adapters_merge_to_the_recorded_scores(
             wanted = {"kind": "merge", "name": name, "policy": policy, "n": 3}
             (row,) = [r for r in found["rows"] if wanted.items() <= r.items()]
             recorded.append(row["exact"]["mean"])
-    done = CliRunner().invoke(gam.pda.cli.main, words)
+    done = CliRunner().invoke(gam.pda.commands.main, words)
     assert done.exit_code == 0, done.stderr
     # Another processor may round a near tie of two tokens the other way, in a few of 6000.
     again = [row["exact"]["mean"] for row in json.loads(done.stdout)]
@@ -93,7 +93,7 @@ def test_the_readme_shows_the_record() -> None:
         encoding="utf-8",
     ).stdout
     assert printed.startswith("Mean over ")
-    assert printed.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert printed.strip() in (MINIATURE / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_misconception_is_never_right(world_module: ModuleType) -> None:
@@ -120,9 +120,10 @@ def test_a_world_can_be_made_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name, preset in world.PRESETS.items():
         sizes = {role: world.Size(8, 1, 2) for role in preset.sizes}
         make_world.make_world(tmp_path / name, replace(preset, sizes=sizes), 7)
-        from gam.pda.run import Run, read_recipe
+        from gam.pda.loop import Run
+        from gam.pda.recipe import read_run_recipe
 
-        recipe = read_recipe(tmp_path / name / "run.yaml")
+        recipe = read_run_recipe(tmp_path / name / "run.yaml")
         Run(recipe, tmp_path / name / "run", lambda _: None)  # every setting is known
         assert {*recipe.families} == {*preset.families}
         assert len(list((tmp_path / name).glob("w*-*/model.safetensors"))) == 2 * len(

@@ -11,10 +11,10 @@ from helpers.adapters import assert_refused
 from helpers.pda import plain_greedy, read_lines, sums, write_lines, write_model
 
 from gam.errors import OptionError
-from gam.pda.generate import Generation, open_model
+from gam.pda.files import DataError
+from gam.pda.models import Generation, open_model
 from gam.pda.pairs import make_pairs
 from gam.pda.prompts import Prompt, load_prompts
-from gam.pda.records import DataError
 
 SAMPLED = Generation(max_new_tokens=5, temperature=1.0, batch_size=4, seed=3)
 
@@ -164,7 +164,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import transformers.models.llama.modeling_llama
-from gam.pda.generate import Generation
+from gam.pda.models import Generation
 from gam.pda.pairs import make_pairs
 from gam.pda.prompts import load_prompts
 
@@ -247,6 +247,7 @@ def test_a_missing_model_is_named(prompts: list[Prompt], tmp_path: Path) -> None
     assert_refused(
         lambda: make_pairs(prompts, str(tmp_path / "no"), "x", tmp_path / "o", SAMPLED),
         DataError,
-        "cannot load the model",
+        "weak: got",
         "no'",
+        "expected the folder of a model",
     )

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import gam
 from gam.errors import OptionError, OutputError
-from gam.pda.records import DataError
+from gam.pda.files import DataError
 from gam.pda.train import Training, build_trainer, train_adapter
 
 SMALL = Training(

@@ -17,10 +17,10 @@ import gam
 from gam import Adapter, merge_adapters
 from gam.commands.merge import main
 from gam.errors import AdapterError, OptionError
-from gam.merging.plan import plan_merge
 from gam.recipes.recipe import Recipe, read_recipe
 from gam.report.types import MergeReport
 from gam.strategies import STRATEGIES
+from gam.version import NUMERICS
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -52,6 +52,12 @@ def without_places(merged: Adapter) -> MergeReport:
     """The report, but for where the inputs are."""
     inputs = [replace(entry, source=None) for entry in merged.report.inputs]
     return replace(merged.report, inputs=inputs)
+
+
+def rewrite(file: Path, **changes: object) -> None:
+    """Change fields of a record; None takes one away."""
+    fields = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({k: value for k, value in fields.items() if value is not None}))
 
 
 def recipe(text: str, folder: str = ".") -> Path:
@@ -212,10 +218,11 @@ def test_a_config_that_appears_beside_a_bare_file_is_a_change(tmp_path: Path) ->
     ("change", "error", "message"),
     [
         (
-            {"gam_merge": "0.0.1"},
+            {"numerics": 0, "gam_merge": "0.0.1"},
             AdapterError,
-            f"made by gam-merge 0.0.1, but this is gam-merge {gam.__version__}, and the result "
-            "may differ. Pass --allow-changes to merge all the same",
+            "out/gam_merge.json: made with numerics 0 (gam-merge 0.0.1), but this gam-merge has "
+            f"numerics {NUMERICS}, and the result may differ: see Numerics in the changelog. Pass "
+            "--allow-changes to merge all the same.",
         ),
         (
             {"package": "other 2.0"},
@@ -233,6 +240,8 @@ def test_a_config_that_appears_beside_a_bare_file_is_a_change(tmp_path: Path) ->
             "out/gam_merge.json: not a complete record of a merge: options: got 3, expected an "
             "object",
         ),
+        ({"numerics": "1"}, OptionError, "numerics: got '1', expected a whole number."),
+        ({"numerics": True}, OptionError, "numerics: got True, expected a whole number."),
         ({"inputs": []}, OptionError, "a merge: inputs: got [], expected at least one"),
         ({"inputs": [3]}, OptionError, "a merge: inputs[0]: got 3, expected an object"),
         ({"inputs": [{}]}, OptionError, "a merge: inputs[0].name: got nothing, expected text"),
@@ -342,13 +351,32 @@ def test_the_known_options_are_listed_once() -> None:
     assert text.count("; known are adapters, ") == text.count("; known in modules are ") == 1
 
 
-def test_another_version_is_followed_where_changes_are_allowed(tmp_path: Path) -> None:
+def test_other_numerics_are_followed_where_changes_are_allowed(tmp_path: Path) -> None:
     make_three(tmp_path / "in")
     first = merge_adapters(["in/a", "in/b"], output="out")
-    record = Path("out/gam_merge.json")
-    record.write_text(record.read_text().replace(f'"{gam.__version__}"', '"0.0.1"'))
+    rewrite(Path("out/gam_merge.json"), numerics=NUMERICS + 1)
+    assert_refused(lambda: merge_adapters(config="out"), AdapterError, f"numerics {NUMERICS + 1} ")
     again = merge_adapters(config="out", allow_changes=True)
     assert without_places(again) == without_places(first)
+
+
+def test_another_version_of_the_same_numerics_is_no_change(tmp_path: Path) -> None:
+    make_three(tmp_path / "in")
+    first = merge_adapters(["in/a", "in/b"], output="out")
+    rewrite(Path("out/gam_merge.json"), gam_merge="0.0.1")
+    assert without_places(merge_adapters(config="out")) == without_places(first)
+
+
+def test_a_record_without_numerics_counts_as_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_three(tmp_path / "in")
+    merge_adapters(["in/a", "in/b"], output="out")
+    rewrite(Path("out/gam_merge.json"), numerics=None)
+    monkeypatch.setattr("gam.report.record.NUMERICS", 1)
+    merge_adapters(config="out")
+    monkeypatch.setattr("gam.report.record.NUMERICS", 2)
+    assert_refused(lambda: merge_adapters(config="out"), AdapterError, "made with numerics 1 (")
 
 
 def test_what_json_prints_is_a_record_too(tmp_path: Path) -> None:
@@ -446,9 +474,10 @@ def test_null_means_not_given(tmp_path: Path) -> None:
 
 def test_an_empty_recipe_is_that_of_the_options() -> None:
     adapters = [memory_adapter(seed=seed, name=str(seed)) for seed in range(2)]
-    expected = plan_merge(adapters, scale=2.0)
-    found = Recipe().plan(Recipe().inputs(adapters), scale=2.0)
-    assert found.options == expected.options
+    assert Recipe().inputs(adapters) is adapters
+    assert Recipe().options({"scale": 2.0}) == {"scale": 2.0}
+    assert Recipe().expect is None
+    Recipe().check_programs({"method": "unknown"})
     assert_refused(lambda: merge_adapters(), OptionError, "adapters: got none; give at least one")
 
 
@@ -477,7 +506,7 @@ def test_adapters_in_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (
             "modules:\n  '*':\n    dtype: float32\n",
             "recipe.yaml, line 3: unknown option 'dtype'; known in modules are method, weights, "
-            "scale, rank, skip, ",
+            "scale, size, rank, skip, ",
         ),
         ("output: x\n", "recipe.yaml, line 1: unknown option 'output'; known are adapters, "),
         ("method: ties\nmethod: gam\n", "recipe.yaml, line 2: 'method' is given twice"),
@@ -519,10 +548,10 @@ def test_adapters_in_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ),
         (
             "missing: x\n",
-            "recipe.yaml, line 1: missing: got 'x', expected 'zero' or 'renormalize'",
+            "recipe.yaml, line 1: missing: got 'x', expected one of: zero, renormalize.",
         ),
-        ("dtype: int8\n", "recipe.yaml, line 1: dtype: got 'int8', expected auto, float32"),
-        ("dtype: []\n", "recipe.yaml, line 1: dtype: got [], expected auto, float32"),
+        ("dtype: int8\n", "recipe.yaml, line 1: dtype: got 'int8', expected one of: auto, float32"),
+        ("dtype: []\n", "recipe.yaml, line 1: dtype: got [], expected one of: auto, float32"),
         ("alpha: 3\n", "recipe.yaml, line 1: alpha: every adapter states its own alpha"),
         (
             "modules:\n  '*.q_proj':\n    rank: 2\n    rank : 3\n",

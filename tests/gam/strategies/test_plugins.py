@@ -108,7 +108,7 @@ def test_a_number_out_of_range_is_refused_with_the_bounds_it_has(kind, value, te
     strategy = Strategy("m", print, "", "", (VALUES[kind],))
     with pytest.raises(OptionError) as caught:
         strategy.check({"x": value}, [])
-    assert str(caught.value) == f"x of method 'm': {text}"
+    assert str(caught.value) == f"x of method 'm': {text}."
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from gam.algebra.entrywise import kept_entries
 from gam.algebra.updates import Basis, Side, Update
 from gam.errors import OptionError
 from gam.strategies import STRATEGIES
-from gam.strategies.ties import ties
+from gam.strategies.entries import ties
+from gam_kernels.lowrank import Streamed, low_rank
 from gam_kernels.select import block_rows
-from gam_kernels.sketch import Streamed, low_rank
 
 
 def merge(updates, weights, density, dtype=torch.float64, module=0):
