@@ -1,4 +1,7 @@
-"""Print the README's performance tables from results.jsonl; `--write` puts it into the README."""
+"""Print the tables of benchmarks/README.md from results.jsonl.
+
+`--short` prints the rows that the main README shows; `--write` puts both where they belong.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,16 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+LONG, SHORT = HERE / "README.md", HERE.parent / "README.md"
 OPERATIONS = ("gram", "combine", "polar", "entries", "resident gam")
 MODULE = ("module gam", "module linear", "module ties")
 _DEFAULT = ("qwen3-8b", 16, 3, None)
+_SHORT = (
+    (_DEFAULT, "gam"),
+    (("llama-3-70b", 16, 3, None), "gam"),
+    (_DEFAULT, "ties"),
+    (("qwen3-8b", 16, 3, 1), "peft 0.21.2 add_weighted_adapter svd"),
+)
 BEGIN, END = "<!-- benchmark table -->\n", "<!-- end of benchmark table -->\n"
 _NONE = "not measured"
 
@@ -23,6 +32,28 @@ def report(lines: list[str]) -> str:
     tables = [make(records, machines) for make in (methods, growth, operations, modules)]
     legend = "; ".join(f"{letter}: {machine}" for machine, letter in machines.items())
     return "\n".join(tables) + f"\nMedians. Measured on {legend}.\n"
+
+
+def short(lines: list[str]) -> str:
+    """Return four rows of whole merges, in Markdown, each of the newest records of its case."""
+    records = [json.loads(line) for line in lines]
+    floors = _floors(records)
+    rows = [
+        "| adapters | method | CPU time | wall time | peak memory | read and write alone |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for case, impl in _SHORT:
+        own = [r for r in records if r["impl"] == impl and _case(r) == case and r["op"] == "merge"]
+        found = {record["metric"]: record for record in own}
+        cpu, peak = found["cpu_s"], found.get("peak_bytes")
+        floor = floors.get(_run(cpu))
+        memory = f"{peak['p50'] / 2**20:.0f} MiB" if peak else ""
+        alone = f"{floor['p50']:.1f} s" if floor else ""
+        rows.append(
+            f"| {_words(case)} | {impl} | {cpu['p50']:.1f} s | {found['wall_s']['p50']:.1f} s "
+            f"| {memory} | {alone} |"
+        )
+    return "\n".join(rows) + "\n"
 
 
 def methods(records: list[dict[str, Any]], machines: dict[str, str]) -> str:
@@ -184,15 +215,17 @@ def _words(case: tuple[Any, ...]) -> str:
 
 
 def main() -> None:
-    """Print the table, or put it between the README's two markers."""
+    """Print the tables, or put them between the markers of both READMEs."""
     lines = (HERE / "results.jsonl").read_text().splitlines()
-    text = report(lines)
-    if sys.argv[1:] != ["--write"]:
-        print(text)
-        return
-    head, _, rest = README.read_text().partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    README.write_text(head + BEGIN + text + END + tail)
+    if sys.argv[1:] == ["--short"]:
+        sys.stdout.write(short(lines))
+    elif sys.argv[1:] == ["--write"]:
+        for path, text in ((LONG, report(lines)), (SHORT, short(lines))):
+            head, _, rest = path.read_text().partition(BEGIN)
+            _, _, tail = rest.partition(END)
+            path.write_text(head + BEGIN + text + END + tail)
+    else:
+        sys.stdout.write(report(lines))
 
 
 if __name__ == "__main__":

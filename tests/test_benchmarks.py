@@ -1,4 +1,4 @@
-"""The README's tables are those that the committed records give, and measuring works."""
+"""The tables are those that the committed records give, and measuring works."""
 
 import json
 import os
@@ -18,10 +18,22 @@ def benchmark(script, *arguments):
     return done.stdout
 
 
-def test_readme_shows_the_records():
-    printed = benchmark("report.py")
+@pytest.mark.parametrize(
+    ("flags", "readme"), [([], "benchmarks/README.md"), (["--short"], "README.md")]
+)
+def test_readmes_show_the_records(flags, readme):
+    printed = benchmark("report.py", *flags)
     assert printed.startswith("| adapters | method | CPU time |")
-    assert printed.strip() in (ROOT / "README.md").read_text()
+    assert f"<!-- benchmark table -->\n{printed}<!-- end" in (ROOT / readme).read_text()
+
+
+def test_linear_of_peft_is_off_and_ours_is_not():
+    rows = [line.split() for line in benchmark("peft_linear.py").splitlines()[1:]]
+    assert [row[-2] for row in rows] == ["1.00", "0.88"]
+    assert all(float(row[-1]) < 1e-6 for row in rows)
+    readme = (ROOT / "README.md").read_text()
+    assert "off by 1.00 times the true average" in readme
+    assert "of two trained ones by 0.88" in readme
 
 
 def test_operations_are_checked_and_measured():
