@@ -29,13 +29,11 @@ def tsv(deltas, weights):
 
 
 def coverage(deltas, weights):
-    """K_U^-1/2 (sum w dW) K_V^-1/2, K the sums of the projectors, at the mean size."""
+    """K_U^-1/2 (sum w dW) K_V^-1/2, K the sums of the projectors."""
     svds = [oracle.thin_svd(delta) for delta in deltas]
     merged = oracle.linear(deltas, weights)
     merged = _inverse_root(sum(u @ u.T for u, _, _ in svds)) @ merged
-    merged = merged @ _inverse_root(sum(v @ v.T for _, _, v in svds))
-    size = sum(abs(w) * np.linalg.norm(d) for w, d in zip(weights, deltas, strict=True))
-    return merged * (size / np.linalg.norm(merged))
+    return merged @ _inverse_root(sum(v @ v.T for _, _, v in svds))
 
 
 def _inverse_root(matrix):

@@ -111,6 +111,7 @@ PAPERS = {
     della_linear: (add_up, drawn, {"seed": 3, "epsilon": 0.3}),
 }
 METHODS = list(PAPERS)
+NAMES = {strategy.load(): name for name, strategy in STRATEGIES.items()}
 RANDOM = [method for method in METHODS if "seed" in PAPERS[method][2]]
 
 
@@ -127,8 +128,8 @@ def merge(method, items, weights, density, dtype=torch.float64, module=0, **opti
     return rows.numpy()
 
 
-named = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
-random = pytest.mark.parametrize("method", RANDOM, ids=lambda method: method.__name__)
+named = pytest.mark.parametrize("method", METHODS, ids=NAMES.get)
+random = pytest.mark.parametrize("method", RANDOM, ids=NAMES.get)
 WEIGHTS = [(1.0,), (-1.0,), (0.7, -0.3), (0.2, 0.0, -0.3, 0.5)]
 
 # --- each against its paper -----------------------------------------------------------
@@ -148,7 +149,7 @@ def test_follows_the_paper(method, shape, density, weights):
 
 # Sums only: where one vanishes, rounding would decide the sign that is elected.
 @pytest.mark.parametrize(
-    "method", [magnitude_prune, breadcrumbs, dare_linear, della_linear], ids=lambda m: m.__name__
+    "method", [magnitude_prune, breadcrumbs, dare_linear, della_linear], ids=NAMES.get
 )
 @settings(deadline=None, max_examples=25)
 @example(1, 1, [-2.0], 2.0e-311, 0)  # next to nothing, and its inverse would be infinite
@@ -200,7 +201,7 @@ def test_float32_moves_few_entries(method):
         (dare_ties, lambda items, w: elect([*map(dense, items)], w)),
         (della, lambda items, w: elect([*map(dense, items)], w)),
     ],
-    ids=lambda value: getattr(value, "__name__", ""),
+    ids=lambda value: NAMES.get(value, "") if callable(value) else "",
 )
 def test_at_density_one_nothing_is_dropped(method, alike):
     items = [random_update(20, 30, 3, seed) for seed in range(3)]
@@ -335,7 +336,7 @@ def test_the_seed_is_recorded_only_where_it_is_used():
 
 def test_strategies():
     for method in METHODS:
-        strategy = STRATEGIES[method.__name__]
+        strategy = STRATEGIES[NAMES[method]]
         assert strategy.load() is method
         assert set(PAPERS[method][2]) | {"density"} == set(strategy.check({}, []))
     for name, value in (("density", 1.1), ("epsilon", -0.1), ("seed", 0.5), ("seed", -1)):
