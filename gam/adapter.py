@@ -271,6 +271,12 @@ class Adapter:
         suffix = f", base {base!r}" if base else ""
         return f"Adapter({self.name!r}, {len(self.modules)} modules, {span}, {dtype}{suffix})"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from gam.report.html import adapter_html
+
+        return adapter_html(self)
+
 
 def _dtype_name(*dtypes: torch.dtype) -> str:
     return "/".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes})) or "empty"

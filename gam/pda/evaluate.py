@@ -72,7 +72,7 @@ def score_adapters(
     """Score a model alone and with each of several adapters.
 
     Args:
-        model: See `gam.pda.generate.open_model`; only local weights can take adapters.
+        model: See `gam.pda.models.open_model`; only local weights can take adapters.
         adapters: Folders, or adapters in memory.
         questions: See `score_answers`.
         settings: Of the answers.

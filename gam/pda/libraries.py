@@ -12,7 +12,7 @@ _LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", 
 
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that can change an answer or an adapter."""
-    from gam import __version__
+    from gam.version import __version__
 
     versions = {"gam-merge": __version__}
     for name in _LIBRARIES:

@@ -41,7 +41,7 @@ def make_pairs(
 
     Args:
         prompts: To ask.
-        weak: Model whose answers are chosen; see `gam.pda.generate.open_model`.
+        weak: Model whose answers are chosen; see `gam.pda.models.open_model`.
         weaker: Model whose answers are rejected.
         output: Folder to write, or to go on with.
         settings: Of the answers.
@@ -57,8 +57,7 @@ def make_pairs(
         DataError: Some prompts got no answer (the others are kept), or no pair is left.
         OptionError: The folder holds answers made with other settings.
     """
-    pattern = compiled(keep, "keep")
-    models = {"weak": weak, "weaker": weaker}
+    pattern, models = compiled(keep, "keep"), {"weak": weak, "weaker": weaker}
     record = {
         "models": {role: {"source": m, "sha256": content_digest(m)} for role, m in models.items()},
         "generation": settings.record(),
@@ -68,9 +67,8 @@ def make_pairs(
     check_models(models)
     claim(output, record)
     answers = _both_answers(prompts, models, output, settings, dtype, progress)
-    rows, drops = _pair(
-        prompts, answers["weak"], answers["weaker"], pattern, settings.chat_template
-    )
+    both = answers["weak"], answers["weaker"]
+    rows, drops = _pair(prompts, *both, pattern, settings.chat_template)
     if not rows:
         raise DataError(f"no pair is left of {len(prompts)} prompts; dropped: {drops}.")
     write_rows(output / "pairs.jsonl", rows)

@@ -157,7 +157,7 @@ def test_a_plugin_merges_like_a_method_of_our_own(tmp_path):
     assert (record["options"]["share"], record["options"]["only"]) == (0.5, "a1")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Method: `halves` of the package `gam-halves 1.0` (Nobody 2026, Half of It)." in card
-    assert "--method halves" in card
+    assert "--method=halves" in card
     assert "-p share=0.5 -p only=a1" in card
     assert_refused(
         lambda: merge_adapters(pair, method="halves", share=2),
