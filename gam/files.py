@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gam.errors import GamError, OutputError, one_line
 
+# What a merge leaves beside its weights; reports write them, and the Hub knows a merge by them.
 REPORT_NAME = "gam_merge.json"
 CARD_NAME = "README.md"
 

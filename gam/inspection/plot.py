@@ -12,6 +12,7 @@ from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
 from gam.errors import GamError, OptionError, OutputError
+from gam.files import write_file, writing
 from gam.inspection.groups import mean
 from gam.inspection.types import Inspection, PairGeometry
 
@@ -88,15 +89,8 @@ def plot_inspection(
     """Draw an inspection and write it; see `Inspection.plot`."""
     file = check_plot(path, overwrite=overwrite)
     data = _render(inspection, file.suffix[1:].lower())
-    part = file.with_name(f".{file.name}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(file)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(
-            f"plot {os.fspath(path)!r}: cannot write: {error.strerror}. Choose another place."
-        ) from error
+    with writing(f"plot {os.fspath(path)!r}"):
+        write_file(file, data)
     return file
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gam.errors import GamError
+from gam.files import write_file
 
 Row = dict[str, Any]
 
@@ -46,11 +47,7 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file that is complete or absent, and make its folder."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(target)
+    write_file(path, text)
 
 
 def row_line(row: Mapping[str, Any]) -> str:

@@ -129,7 +129,7 @@ def check_training(settings: Training) -> None:
         OptionError: A library is missing, or a setting is refused or does not fit the processes.
     """
     need(*LIBRARIES)
-    from gam.files import one_line
+    from gam.errors import one_line
 
     options = _trainer_options(settings, settings.batch_size, Path())
     config_type, _ = _OBJECTIVES[settings.objective]()
