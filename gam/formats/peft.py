@@ -13,7 +13,8 @@ from gam.errors import AdapterError, OutputError
 from gam.formats import foreign
 from gam.formats.base import Contents, Format
 from gam.formats.checks import check_shapes, check_update
-from gam.formats.peft_config import CONFIG_NAME, facts_of, output_config
+from gam.formats.peft_config import CONFIG_NAME, facts_of
+from gam.formats.peft_output import output_config
 from gam.formats.peft_scaling import Scalings
 
 WEIGHTS_NAME = "adapter_model.safetensors"

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from gam.adapter import Facts
@@ -117,7 +117,7 @@ _PLAIN_INITS = ("eva", "gaussian", "mica", "orthogonal")
 _CONVERTIBLE_INITS = ("corda", "lora_ga", "olora", "pissa")
 
 
-def _is_empty(value: Any) -> bool:
+def is_empty(value: Any) -> bool:
     """Tell whether PEFT writes this for a feature that is off; 0 may be a layer's index."""
     return value is None or value is False or value in ("", [], {})
 
@@ -244,7 +244,7 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
         if key in _RESOLVED:
             _check_type(where, key, value, *_RESOLVED[key])
         elif key in _VARIANTS:
-            if not _is_empty(value):
+            if not is_empty(value):
                 _refuse(where, key, value, *_VARIANTS[key])
         elif key not in (*_HINTS, "peft_type", "init_lora_weights") and value:
             _refuse(
@@ -308,47 +308,6 @@ def resolve_scaling(config: Mapping[str, Any], module: str, rank: int, where: st
         )
     _check_type(where, f"alpha of module {module!r}", alpha, *_RESOLVED["lora_alpha"])
     return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
-
-
-def output_config(ranks: Mapping[str, int], inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the config of an adapter whose scaling is 1 in every module.
-
-    vLLM reads no patterns, so alpha = r holds for the whole and for each module. What the
-    inputs agree on (base model, revision, task type, orientation) is carried; a value that
-    only some of them state counts as agreed. Running it on its own output changes nothing.
-
-    Args:
-        ranks: Module path to the rank of its tensors; at least one.
-        inputs: Configs of the adapters that were merged; they may be empty.
-
-    Returns:
-        A new mapping, ready for JSON.
-    """
-    rank = max(ranks.values())
-    pattern = {
-        _exact_pattern(module): ranks[module]
-        for module in sorted(ranks, key=lambda name: (-len(name), name))
-        if ranks[module] != rank
-    }
-    return {
-        "alpha_pattern": pattern,
-        "auto_mapping": _agreed(inputs, "auto_mapping"),
-        "base_model_name_or_path": _agreed(inputs, "base_model_name_or_path"),
-        "bias": "none",
-        "fan_in_fan_out": bool(_agreed(inputs, "fan_in_fan_out")),
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "modules_to_save": None,
-        "peft_type": "LORA",
-        "r": rank,
-        "rank_pattern": dict(pattern),
-        "revision": _agreed(inputs, "revision"),
-        "target_modules": _targets(ranks, inputs),
-        "task_type": _agreed(inputs, "task_type"),
-        "use_rslora": False,
-    }
 
 
 def _check_init(config: Mapping[str, Any], where: str) -> None:
@@ -424,47 +383,3 @@ def _compile(pattern: str, table: str, where: str) -> re.Pattern[str]:
             f"adapter {where!r}: {table} key {pattern!r} in {CONFIG_NAME} is no regular "
             f"expression ({error}). Correct it there."
         ) from None
-
-
-def _exact_pattern(module: str) -> str:
-    """Return a pattern key that PEFT matches against this module path and no other.
-
-    Without the anchor, a key for a module at the root such as ``q_proj`` would match every
-    path that ends in ``.q_proj``.
-    """
-    return "^" + re.escape(module)
-
-
-def _agreed(inputs: Sequence[Mapping[str, Any]], key: str) -> Any:
-    stated = [config[key] for config in inputs if config.get(key) is not None]
-    return stated[0] if stated and all(value == stated[0] for value in stated) else None
-
-
-def _targets(ranks: Mapping[str, int], inputs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the inputs' own target suffixes where they cover every module, else full paths."""
-    suffixes = {suffix for config in inputs for suffix in _target_suffixes(config) or ()}
-    if suffixes >= ranks.keys() or any(_target_suffixes(config) is None for config in inputs):
-        return sorted(ranks)
-    used = set()
-    for module in ranks:
-        # The shortest one: it makes the longer ones redundant.
-        match = next((end for end in _endings(module) if end in suffixes), None)
-        if match is None:
-            return sorted(ranks)
-        used.add(match)
-    return sorted(used)
-
-
-def _target_suffixes(config: Mapping[str, Any]) -> list[str] | None:
-    targets = config.get("target_modules")
-    narrowed = any(
-        not _is_empty(config.get(key))
-        for key in ("layers_to_transform", "layers_pattern", "exclude_modules")
-    )
-    return targets if isinstance(targets, list) and not narrowed else None
-
-
-def _endings(module: str) -> Iterator[str]:
-    """Yield the last part of a module path, then the last two, up to the whole."""
-    parts = module.split(".")
-    return (".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1))

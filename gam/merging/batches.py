@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 
 from gam.adapter import LowRank
-from gam.algebra.updates import InexactError, Update, from_factors, from_module
+from gam.algebra.factors import from_factors, from_module
+from gam.algebra.updates import InexactError, Update
 from gam.merging.devices import moved
 from gam.merging.plan import Plan, PlannedModule
 

@@ -17,8 +17,9 @@ import gam_kernels
 ORDER = """
     errors version files adapter
 
-    algebra.updates algebra.entrywise algebra.core_space algebra.factorize algebra.calibrate
-    algebra.products algebra
+    algebra.updates algebra.factors algebra.entrywise algebra.core_space algebra.factorize
+    algebra.calibrate algebra.products algebra
+
 
     strategies.base strategies.plugins strategies.catalogue strategies
     strategies.linear strategies.gam strategies.coverage strategies.tsv strategies.iso
@@ -26,7 +27,8 @@ ORDER = """
     strategies.frechet
 
     formats.base formats.foreign formats.safetensors formats.checks formats.pickles
-    formats.peft_config formats.scaling formats.peft_scaling formats.peft formats
+    formats.peft_config formats.peft_output formats.scaling formats.peft_scaling formats.peft
+    formats
 
     hub.names hub.faults hub.download hub.push hub
     load

@@ -5,7 +5,7 @@ import math
 import torch
 
 from gam.algebra.factorize import decompose
-from gam.algebra.updates import from_factors, from_module
+from gam.algebra.factors import from_factors, from_module
 
 
 def factors(d, k, r, seed, cond_b=1.0, cond_a=1.0, dtype=torch.float32):

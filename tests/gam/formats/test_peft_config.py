@@ -12,7 +12,8 @@ from helpers.adapters import assert_refused, assert_unreadable, make_adapter, qu
 from torch import nn
 
 from gam.errors import AdapterError
-from gam.formats.peft_config import check_config, output_config, resolve_scaling
+from gam.formats.peft_config import check_config, resolve_scaling
+from gam.formats.peft_output import output_config
 
 with quiet_peft():
     from peft import LoraConfig, PeftModel, get_peft_model

@@ -14,7 +14,7 @@ from helpers.updates import dense, factors, formed
 
 from gam import load_adapter
 from gam.adapter import Adapter, LowRank
-from gam.algebra.updates import from_factors
+from gam.algebra.factors import from_factors
 from gam.api import merge_adapters
 from gam.errors import AdapterError, OptionError, OutputError
 from gam.merging.execute import execute

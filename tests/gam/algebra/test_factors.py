@@ -6,7 +6,7 @@ import torch
 from helpers import oracle
 from helpers.updates import dense, factors, updates_of
 
-from gam.algebra.updates import from_factors
+from gam.algebra.factors import from_factors
 
 
 def dense_update(update):
