@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gam.commands.text import byte_size, counted, note, number, percent, shown, span, table
+from gam.commands.text import byte_size, counted, note, shown, span, table
+from gam.figures import number, percent
 
 if TYPE_CHECKING:
     from gam.adapter import Adapter

@@ -43,18 +43,6 @@ def span(ranks: Sequence[int]) -> str:
     return str(low) if low == high else f"{low}-{high}"
 
 
-def number(value: float) -> str:
-    """Return a number with three decimals; NaN as "undefined"."""
-    return "undefined" if value != value else f"{value:.3f}"
-
-
-def percent(value: float) -> str:
-    """Return a share in percent, to four digits; NaN as "undefined"."""
-    if 0 < value < 1e-5:
-        return "below 0.001 %"
-    return "undefined" if value != value else f"{100 * value:.4g} %"
-
-
 def byte_size(count: float) -> str:
     """Return a number of bytes with a unit, to three digits."""
     for unit in ("B", "kB", "MB"):

@@ -31,7 +31,7 @@ from gam.inspection.types import (
     SideGeometry,
     UpdateGeometry,
 )
-from gam.merging.batches import batches, resolve
+from gam.merging.batches import batches, in_precision
 from gam.merging.plan import Given, Plan, PlannedModule, plan_merge
 from gam.merging.threads import run
 from gam.strategies.gam import gam
@@ -72,7 +72,7 @@ def inspect_adapters(
     plan = plan_merge(adapters, **options)
     found: dict[str, tuple[ModuleGeometry, torch.Tensor]] = {}
     inspect = partial(_inspect_modules, plan, places([module.name for module in plan.modules]))
-    for done in run(partial(resolve, plan, inspect, fast=True), list(_pieces(plan))):
+    for done in run(partial(in_precision, plan, inspect, fast=True), list(_pieces(plan))):
         for modules, results in done:
             found.update(zip((module.name for module in modules), results, strict=True))
         if progress is not None:

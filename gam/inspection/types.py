@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from gam import figures
 
 if TYPE_CHECKING:
     from gam.adapter import Description
@@ -216,7 +218,7 @@ class Inspection:
 
         What describes an adapter stands beside its figures, not in a mapping of its own.
         """
-        plain: dict[str, Any] = _plain(asdict(self))
+        plain: dict[str, Any] = figures.plain(self)
         for entry in plain["adapters"]:
             own = dict(entry)
             entry.clear()
@@ -257,13 +259,3 @@ class Inspection:
         from gam.inspection.tables import as_html
 
         return as_html(self)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return None if math.isnan(value) else value
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value

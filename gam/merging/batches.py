@@ -38,7 +38,7 @@ def batches(plan: Plan) -> Iterator[list[PlannedModule]]:
             yield modules[start : start + size]
 
 
-def resolve(
+def in_precision(
     plan: Plan,
     use: _Use[_T],
     modules: Sequence[PlannedModule],

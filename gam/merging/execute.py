@@ -24,7 +24,7 @@ from gam.algebra.products import Placed, inner_with, place, to_mean_size
 from gam.algebra.updates import Product, Rows, Update
 from gam.errors import OutputError, PluginError
 from gam.merging.approximate import approximate
-from gam.merging.batches import batches, resolve
+from gam.merging.batches import batches, in_precision
 from gam.merging.devices import moved, natural_device, wait, working_on
 from gam.merging.plan import Plan, PlannedModule
 from gam.merging.settings import Settings
@@ -126,7 +126,7 @@ def _merge_batch(
     with working_on(plan.device):
         enough = modules[0].settings.strategy.float32_is_enough
         fast = enough and plan.dtype != torch.float32
-        found = resolve(plan, partial(_merge_modules, plan, done), modules, fast=fast)
+        found = in_precision(plan, partial(_merge_modules, plan, done), modules, fast=fast)
         return [
             replace(module, update=moved(module.update, home))
             for _, merged in found

@@ -19,7 +19,7 @@ from gam.load import Settled, find, known_facts, label_of, open_adapter, settle_
 from gam.merging.devices import choose_device, natural_device
 from gam.merging.options import MODULE_OPTIONS, MergeOptions, documented
 from gam.merging.rules import Rule, make_rules, record
-from gam.merging.settings import Settings, resolve
+from gam.merging.settings import Settings, settle
 from gam.merging.threads import run
 from gam.strategies.base import Strategy
 
@@ -161,7 +161,7 @@ def plan_merge(
     _check_shapes(loaded)
     present = [adapter for adapter in loaded if adapter.name not in absent]
     names = sorted({name for adapter in present for name in adapter.modules})
-    settings = resolve(rules, names, labels, absent, chosen)
+    settings = settle(rules, names, labels, absent, chosen)
     planned = _plan_modules(present, settings)
     _check_ranks(rules, planned)
     used = [module.settings.strategy for module in planned]

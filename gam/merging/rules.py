@@ -47,7 +47,8 @@ class Rule:
 
         Args:
             options: Those of `MODULE_OPTIONS` and parameters of methods. Whether a
-                parameter is known and in range depends on the method: see `resolve`.
+                parameter is known and in range depends on the method, and is found out by
+                `gam.merging.settings.settle`.
             labels: Of the adapters.
             pattern: None for the options of the run.
 

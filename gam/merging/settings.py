@@ -67,7 +67,7 @@ class Settings:
         return found
 
 
-def resolve(
+def settle(
     rules: Sequence[Rule],
     names: Sequence[str],
     labels: Sequence[str],

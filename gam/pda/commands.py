@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from gam.commands.terminal import Command, Option
-from gam.commands.text import number, percent, shown, table
+from gam.commands.text import shown, table
+from gam.figures import number, percent
 from gam.pda.files import Row
 from gam.pda.models.base import DTYPES, Generation
 from gam.pda.prompts import Prompt, PromptSettings

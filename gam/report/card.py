@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
+from gam.figures import number, percent
 from gam.hub.names import HubName, hub_name
-from gam.report.markdown import block, code, number, percent, printable, table, yaml_text
+from gam.report.markdown import block, code, printable, table, yaml_text
 from gam.report.rerun import needs_record, rerun_line
 from gam.version import __version__
 

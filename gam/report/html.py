@@ -7,6 +7,8 @@ from collections.abc import Sequence, Sized
 from html import escape
 from typing import TYPE_CHECKING
 
+from gam.figures import number, percent
+
 if TYPE_CHECKING:
     from gam.adapter import Adapter
     from gam.report.types import MergeReport
@@ -22,15 +24,15 @@ def report_html(report: MergeReport) -> str:
             "varies" if entry.weight is None else f"{entry.weight:.3f}",
             str(entry.modules),
             ", ".join(map(str, entry.ranks)),
-            _number(report.cosines.get(entry.name, math.nan)),
+            number(report.cosines.get(entry.name, math.nan)),
         )
         for entry in report.inputs
     ]
     parts = [
         f"<p><b>{escape(report.method)}</b>: {_count(report.inputs, 'adapter')} merged in "
         f"{_count(report.modules, 'module')}, {escape(report.dtype)}. Size "
-        f"{_number(report.norm_ratio)} of the mean size of the adapters; energy kept "
-        f"{_percent(report.energy_kept)}; rounding {_percent(report.rounding_error)}.</p>",
+        f"{number(report.norm_ratio)} of the mean size of the adapters; energy kept "
+        f"{percent(report.energy_kept)}; rounding {percent(report.rounding_error)}.</p>",
         _table(("adapter", "weight", "modules", "rank", "cosine with the result"), rows),
     ]
     if report.warnings:
@@ -73,11 +75,3 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _count(items: Sized, what: str) -> str:
     count = len(items)
     return f"{count} {what}{'s' * (count != 1)}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "undefined"
-
-
-def _percent(value: float) -> str:
-    return f"{value:.2%}" if math.isfinite(value) else "undefined"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -38,15 +37,3 @@ def block(language: str, *lines: str) -> str:
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Return a table; the second row says how the columns are aligned."""
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def number(value: float) -> str:
-    """Return a number with three decimals."""
-    return f"{value:.3f}" if math.isfinite(value) else "undefined"
-
-
-def percent(value: float) -> str:
-    """Return a share in percent, four digits of it."""
-    if 0 < value < 1e-5:
-        return "below 0.001 %"
-    return f"{100 * value:.4g} %" if math.isfinite(value) else "undefined"

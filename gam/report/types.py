@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-import torch
-
 from gam.adapter import Description
+from gam.figures import plain
 from gam.report.html import report_html
 
 
@@ -117,18 +115,3 @@ class MergeReport:
     def _repr_html_(self) -> str:
         """Return a table for a notebook."""
         return report_html(self)
-
-
-def plain(value: Any) -> Any:
-    """Return a value in plain types, as JSON can hold it; NaN and infinity become None."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, torch.Tensor):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

@@ -15,11 +15,10 @@ import gam_kernels
 
 # From the ground up. Imports go to what stands earlier, wherever in a file they are written.
 ORDER = """
-    errors version files adapter
+    errors version figures files adapter
 
     algebra.updates algebra.factors algebra.entrywise algebra.core_space algebra.factorize
     algebra.calibrate algebra.products algebra
-
 
     strategies.base strategies.plugins strategies.catalogue strategies
     strategies.linear strategies.gam strategies.coverage strategies.tsv strategies.iso

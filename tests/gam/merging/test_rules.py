@@ -19,7 +19,7 @@ from gam.errors import OptionError
 from gam.merging.options import MergeOptions
 from gam.merging.plan import plan_merge
 from gam.merging.rules import Rule
-from gam.merging.settings import resolve
+from gam.merging.settings import settle
 from gam.strategies import STRATEGIES
 
 SHAPES = {
@@ -183,7 +183,7 @@ def test_a_gradient_spans_the_layers_that_its_pattern_matches():
 def test_gradients_are_linear_between_their_points(points, layers):
     names = [f"layers.{layer}.q" for layer in layers]
     run = {"method": "linear", "weights": [1.0, points], "scale": 1.0, "rank": "max"}
-    found = resolve([Rule.parse(run, "ab")], names, "ab", [], MergeOptions(normalize=True))
+    found = settle([Rule.parse(run, "ab")], names, "ab", [], MergeOptions(normalize=True))
     first, last = min(layers), max(layers)
     for name, layer in zip(names, layers, strict=True):
         place = (layer - first) / max(last - first, 1) * (len(points) - 1)
