@@ -22,7 +22,7 @@ def flag(name: str) -> Callable[[_Function], _Function]:
     words = "--" + name.replace("_", "-")
     more: dict[str, Any] = {"metavar": option.metavar}
     if option.choices:
-        more["type"] = click.Choice(option.choices)
+        more["type"] = _Words(option.choices)
     elif name == "normalize":
         words, more = f"{words}/--no-{name}", {}
     elif isinstance(default, bool):
@@ -32,6 +32,14 @@ def flag(name: str) -> Callable[[_Function], _Function]:
     return click.option(
         words, name, cls=Option, heading=option.heading, default=default, help=option.help, **more
     )
+
+
+class _Words(click.Choice[str]):
+    """Words that are completed and shown; `MergeOptions` refuses others, as from Python."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return what was given."""
+        return value
 
 
 def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float] | None:

@@ -154,7 +154,7 @@ class MergeOptions:
         metavar="X",
     )
     allow_pickle: bool = _switch("Read .bin files (tensors only; no code is run).", heading=INPUT)
-    allow_base_mismatch: bool = _switch("Merge adapters of different base models.", heading=INPUT)
+    allow_base_mismatch: bool = _switch("Take adapters of different base models.", heading=INPUT)
     modules: Mapping[str, Mapping[str, Any]] | None = _option(
         None,
         "Glob over module paths to options for the modules that it matches; of several that "

@@ -163,7 +163,7 @@ def parameters(rules: Sequence[Rule]) -> dict[str, list[Strategy]]:
                 continue
             listed = ", ".join(map(repr, names))
             subject = f"method {listed} has" if len(names) == 1 else f"methods {listed} have"
-            near = difflib.get_close_matches(name, [*known, *MODULE_OPTIONS], n=1)
+            near = difflib.get_close_matches(name, [*known, *OPTIONS, *MODULE_OPTIONS], n=1)
             hint = f". Did you mean {near[0]!r}?" if near else "."
             with rule.located(name):
                 raise OptionError(

@@ -150,7 +150,7 @@ def _by_label(value: Any, labels: Sequence[str], complete: bool) -> dict[str, An
         lacking = [label for label in labels if label not in value]
         if complete and lacking:
             raise OptionError(f"none for adapter {lacking[0]!r}; {_EACH}.")
-        return dict(value)
+        return {label: value[label] for label in labels if label in value}
     try:
         listed_values = None if isinstance(value, str) else list(value)
     except TypeError:

@@ -12,17 +12,17 @@ BEGIN, END = "<!-- method table -->\n", "<!-- end of method table -->\n"
 
 
 def table() -> str:
-    """Return a row for each method: name, summary and papers."""
+    """Return a row for each method: name, summary and paper."""
     rows = ["| `--method` | What it does (arXiv) |", "| --- | --- |"]
     rows += [row(strategy) for strategy in STRATEGIES.values()]
     return "\n".join(rows) + "\n"
 
 
 def row(strategy: Strategy) -> str:
-    papers = re.findall(r"arXiv[: ](\d+\.\d+)", strategy.paper)
+    paper = re.search(r"arXiv[: ](\d+\.\d+)", strategy.paper)  # the first, where there are two
     text = strategy.summary.removesuffix(".")
-    if papers:
-        text += f" ({', '.join(papers)})"
+    if paper:
+        text += f" ({paper[1]})"
     return f"| `{strategy.name}` | {text} |"
 
 

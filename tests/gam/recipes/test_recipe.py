@@ -121,6 +121,19 @@ def test_the_record_of_special_inputs_gives_the_same_bytes(tmp_path: Path) -> No
     assert files(Path("fewer")) == files(Path("fewer-again"))
 
 
+def test_labels_in_any_order_keep_their_weights_when_made_again(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        make_adapter(tmp_path / name, seed=seed)
+    adapters = {name: tmp_path / name for name in "ab"}
+    for number, weights in enumerate([{"b": 3.0, "a": 1.0}, {"b": [3, 1], "a": 1}]):
+        first = merge_adapters(adapters, weights=weights, output=tmp_path / f"first-{number}")
+        assert first.report.options["weights"][0] == 1.0
+        merge_adapters(config=tmp_path / f"first-{number}", output=tmp_path / f"second-{number}")
+        for name in ("adapter_model.safetensors", "gam_merge.json"):
+            files = (tmp_path / f"{run}-{number}" / name for run in ("first", "second"))
+            assert len({file.read_bytes() for file in files}) == 1
+
+
 def test_the_record_names_no_folder_above_inputs_and_output(tmp_path: Path) -> None:
     make_three(tmp_path / "in")
     merge_adapters([tmp_path / "in" / name for name in "ab"], output="out")
