@@ -123,13 +123,11 @@ class Facts:
         base: Name of the base model; None where nothing states it.
         revision: Of the base model.
         task: What the adapter is for, such as "CAUSAL_LM".
-        transposed: Whether the base stores its weights as [in, out] (fan_in_fan_out).
     """
 
     base: str | None = None
     revision: str | None = None
     task: str | None = None
-    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,6 @@ class Adapter:
         source: The file it was read from; None for an adapter made in memory.
         report: What the merge did; None for an adapter that was read.
         inputs: What a merged adapter was made from.
-        facts: What its format says of it.
     """
 
     modules: Mapping[str, LowRank]
@@ -180,7 +177,13 @@ class Adapter:
     source: Source | None = None
     report: MergeReport | None = None
     inputs: Sequence[Source] = ()
-    facts: Facts = Facts()
+
+    @property
+    def facts(self) -> Facts:
+        """What its config says that decides what it may be merged with."""
+        from gam.formats import PEFT
+
+        return PEFT.facts(self.config)
 
     def describe(self) -> Description:
         """Return what records say of it."""

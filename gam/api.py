@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gam.adapter import Adapter
+from gam.errors import OptionError
 from gam.formats import PEFT
 from gam.hub.push import Pushed, Target, check_target, push_folder
 from gam.load import local_paths, settle_all
@@ -142,7 +143,8 @@ def run_merge(
         GamError: Something is refused; or the folder is complete and the push failed.
     """
     recipe = Recipe() if config is None else read_recipe(config)
-    inputs = settle_all(recipe.inputs(adapters))
+    given = None if adapters is None else settle_all(adapters)
+    inputs = settle_all(recipe.inputs(given))
     if output is not None:
         check_output(output, overwrite, local_paths(inputs))
     if target is not None:
@@ -164,6 +166,8 @@ def _planned(
     recipe: Recipe, inputs: _Adapters, given: Mapping[str, Any], allow_changes: bool
 ) -> Plan:
     """Plan a merge by a recipe and what is given besides, which wins."""
+    if "expect" in given:
+        raise OptionError("expect: got a value, but this is no option of a merge. Leave it out.")
     with recipe.located(given):
         options = recipe.options(given)
         if allow_changes:
@@ -176,15 +180,17 @@ def _described(merged: Adapter, plan: Plan) -> Adapter:
     """Return the result of a merge with the config of its format."""
     ranks = {name: module.rank for name, module in merged.modules.items()}
     config = PEFT.config(ranks, [adapter.config for adapter in plan.adapters])
-    return replace(merged, config=config, facts=PEFT.facts(config))
+    return replace(merged, config=config)
 
 
 @contextlib.contextmanager
 def _watched(progress: bool | Progress) -> Iterator[Progress | None]:
     """Give what is called as a merge goes on: the caller's function, or one that moves a bar."""
-    if not isinstance(progress, bool) or not progress:
+    if callable(progress) or progress is False:
         yield progress or None
         return
+    if progress is not True:
+        raise OptionError(f"progress: got {progress!r}, expected True, False or a function.")
     from tqdm.auto import tqdm
 
     with tqdm(desc="Merging", unit="module") as bar:

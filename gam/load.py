@@ -96,6 +96,10 @@ def settle(adapter: Place | Adapter, folder: Path | None = None) -> Settled:
         AdapterError: A text that begins with ``hf://`` is no name on the Hub.
     """
     if not isinstance(adapter, str):
+        if not isinstance(adapter, (PathLike, HubName, Adapter)):
+            raise OptionError(
+                f"adapters: got {adapter!r}, expected a path, a name on the Hub or an Adapter."
+            )
         return adapter
     path = LocalPath(adapter) if folder is None else folder / Path(adapter).expanduser()
     return hub_name(adapter, path) or path
@@ -114,6 +118,8 @@ def settle_all(
         raise OptionError(f"adapters: got one, {adapters!r}, expected a list of adapters.")
     if isinstance(adapters, Mapping):
         return {label: settle(adapter) for label, adapter in adapters.items()}
+    if isinstance(adapters, bytes) or not isinstance(adapters, Iterable):
+        raise OptionError(f"adapters: got {adapters!r}, expected a list of adapters.")
     return [settle(adapter) for adapter in adapters]
 
 
@@ -156,15 +162,10 @@ def known_facts(found: Found) -> Facts | None:
         AdapterError: The config of an adapter on the Hub cannot be merged, or is damaged.
     """
     if isinstance(found, Adapter):
-        return _facts(found)
+        return found.facts
     if isinstance(found, HubAdapter):
         return PEFT.facts(read_config(found.config.read_bytes(), str(found.name)))
     return None
-
-
-def _facts(adapter: Adapter) -> Facts:
-    """Return the facts of an adapter in memory, which its config has where it has one."""
-    return PEFT.facts(adapter.config) if adapter.config else adapter.facts
 
 
 def open_adapter(
@@ -184,7 +185,7 @@ def open_adapter(
     """
     if isinstance(found, Adapter):
         modules = check_modules(found.modules, label)
-        return replace(found, name=label, modules=modules, facts=_facts(found))
+        return replace(found, name=label, modules=modules)
     if not isinstance(found, HubAdapter):
         return read_adapter(found, alpha=alpha, allow_pickle=allow_pickle, name=label)
     adapter = read_adapter(
@@ -250,7 +251,7 @@ def read_adapter(
             alpha=alpha if contents.used_alpha else None,
         )
     label = default_name(path) if name is None else name
-    return Adapter(contents.modules, contents.config, label, source, facts=contents.facts)
+    return Adapter(contents.modules, contents.config, label, source)
 
 
 def default_name(path: str | PathLike[str]) -> str:

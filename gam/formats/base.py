@@ -18,13 +18,11 @@ class Contents:
     Attributes:
         modules: Module path in the base model to update, sorted by path.
         config: What the adapter keeps of its format's config; only the format reads it.
-        facts: What decides what the adapter may be merged with.
         used_alpha: Whether the alpha that the caller gave decided any scaling.
     """
 
     modules: Mapping[str, LowRank]
     config: Mapping[str, Any]
-    facts: Facts
     used_alpha: bool
 
 

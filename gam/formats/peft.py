@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gam.adapter import Facts, LowRank
+from gam.adapter import MATRIX, Facts, LowRank
 from gam.errors import AdapterError, OutputError
 from gam.formats import foreign
 from gam.formats.base import Contents, Format
@@ -58,8 +58,7 @@ class _Peft:
             module: _update(module, sides, scalings, where)
             for module, sides in sorted(factors.items())
         }
-        facts = facts_of(scalings.config)
-        return Contents(modules, scalings.config, facts, scalings.used_given_alpha)
+        return Contents(modules, scalings.config, scalings.used_given_alpha)
 
     def facts(self, config: Mapping[str, Any]) -> Facts:
         return facts_of(config)
@@ -67,6 +66,11 @@ class _Peft:
     def tensors(self, modules: Mapping[str, LowRank], where: str) -> dict[str, torch.Tensor]:
         tensors = {}
         for name, module in sorted(modules.items()):
+            if module.layout != MATRIX:
+                raise OutputError(
+                    f"adapter {where!r}, module {name!r}: an update of the kind "
+                    f"{module.layout.name!r} has no place in PEFT's format. Leave the module out."
+                )
             folded = module.folded()
             if folded is not module and not bool(torch.isfinite(folded.lora_b).all()):
                 dtype = str(module.lora_b.dtype).removeprefix("torch.")

@@ -266,7 +266,6 @@ def facts_of(config: Mapping[str, Any]) -> Facts:
         base=config.get("base_model_name_or_path") or None,
         revision=config.get("revision") or None,
         task=config.get("task_type") or None,
-        transposed=bool(config.get("fan_in_fan_out")),
     )
 
 

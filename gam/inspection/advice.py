@@ -91,7 +91,7 @@ def _what_first(
     """Yield the method to start from and why; nothing where there is nothing to choose."""
     kinds = {pair.kind for pair in pairs}
     alike = [pair for pair in pairs if pair.kind in ("related", "duplicate")]
-    count = len(inspection.adapters)
+    count = sum(entry.norm > 0 for entry in inspection.adapters)
     if "opposed" in kinds or kinds == {"duplicate"} or not (pairs or apart):
         return
     if not pairs:
@@ -103,9 +103,10 @@ def _what_first(
     elif kinds == {"unrelated"}:
         yield (
             "try first: --method concat, the sum. The adapters change different things "
-            f"({_agreements(pairs)}; {_UNRELATED:g} or less is unrelated). An average leaves each "
-            f"{_share(count)} of its strength, gam less, and --size mean does not make up for "
-            "it. If the sum is too strong, weaken it by --scale 0.8"
+            f"({_agreements(pairs)}; {_UNRELATED:g} or less, or no more than chance gives, is "
+            f"unrelated). An average leaves each {_share(count)} of its strength, gam less, "
+            "and --size mean does not make up for it. If the sum is too strong, weaken it by "
+            "--scale 0.8"
         )
     elif len(alike) == len(pairs) and not apart and all(p.agreement > _SAME for p in pairs):
         yield (

@@ -1,7 +1,7 @@
 """Find out how adapters relate, from their factors alone, before they are merged.
 
 The path of the data is that of a merge up to the strategy: `gam.merging.plan` (every check) ->
-batches of modules of one shape -> `gam.algebra.updates` (bases, overlaps, small cores), each
+batches of modules of one shape -> `gam.algebra.factors` (bases, overlaps, small cores), each
 factor read once -> `gam.inspection.geometry` on the small matrices -> an `Inspection`.
 """
 

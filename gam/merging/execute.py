@@ -1,7 +1,7 @@
 """Run a planned merge over batches of modules, and report what it did.
 
 The path of the data: `gam.merging.plan` (every check) -> batches of modules of one shape ->
-`gam.algebra.updates` (bases, overlaps, small cores) -> the strategy -> `gam.algebra.factorize`
+`gam.algebra.factors` (bases, overlaps, small cores) -> the strategy -> `gam.algebra.factorize`
 (balanced factors of the wanted rank) -> merged modules with their reports.
 """
 
@@ -32,6 +32,7 @@ from gam.merging.threads import run
 from gam.report.findings import findings, located
 from gam.report.tally import Tally
 from gam.report.types import InputReport, MergeReport, ModuleReport
+from gam.strategies.base import Strategy
 
 Progress = Callable[[int, int], None]
 """Called with the number of modules done and the number in all."""
@@ -197,16 +198,32 @@ def _run_method(
     result = strategy.load()(updates, weights, **settings.params)
     if isinstance(result, Rows):
         return result, approximate(result, module, inputs, done)
-    if not isinstance(result, Product):
-        raise PluginError(
-            f"method {strategy.name!r} of package {strategy.package!r}: returned a "
-            f"{type(result).__name__}, expected a Product or Rows. Tell its author."
-        )
+    if not isinstance(result, Product) or strategy.package:
+        _check_result(strategy, result, len(updates[0].core))
     placed = place(result, updates)
     if calibrated:  # as seen from the inputs
         across = moved_left if result.left is None else result.left.mT @ moved_left
         placed = replace(placed, crossed=[across, placed.crossed[1]])
     return result, placed
+
+
+def _check_result(strategy: Strategy, result: Any, count: int) -> None:
+    """Refuse what a method of another package has no business to return."""
+    found = None
+    if not isinstance(result, Product):
+        found = f"a {type(result).__name__}, expected a Product or Rows"
+    elif result.core.ndim != 3 or len(result.core) != count or result.core.dtype != torch.float64:
+        kind = f"{list(result.core.shape)} {str(result.core.dtype).removeprefix('torch.')}"
+        found = f"a core {kind}, expected [{count}, p, q] float64"
+    elif not bool(torch.isfinite(result.core).all()):
+        found = "a core with NaN or infinity, expected finite numbers"
+    elif any(len(values) != count for values in result.diagnostics.values()):
+        found = f"diagnostics of another length than its {count} modules"
+    if found is not None:
+        raise PluginError(
+            f"method {strategy.name!r} of package {strategy.package!r}: returned {found}. "
+            "Tell its author."
+        )
 
 
 def _form(

@@ -155,7 +155,7 @@ def plan_merge(
     wanted = choose_device(chosen.device)
     own = {name: getattr(chosen, name) for name in MODULE_OPTIONS if name != "skip"}
     own["weights"] = [1.0] * len(places) if chosen.weights is None else chosen.weights
-    rules = make_rules({**own, **chosen.params}, chosen.modules or {}, labels)
+    rules = make_rules({**own, **chosen.params}, chosen.modules, labels)
     absent = [label for label in labels if not any(rule.takes(label) for rule in rules)]
     loaded = _load(places, labels, chosen, expect or {})
     _check_shapes(loaded)
@@ -289,9 +289,9 @@ def _check_shapes(adapters: Sequence[Adapter]) -> None:
             layout = first[name].modules[name].layout
             if module.layout != layout:
                 raise AdapterError(
-                    f"module {name!r}: {layout} in {first[name].name!r} but {module.layout} in "
-                    f"{adapter.name!r}; these are different kinds of updates and cannot be "
-                    "merged. Leave one of them out."
+                    f"module {name!r}: {layout.name} in {first[name].name!r} but "
+                    f"{module.layout.name} in {adapter.name!r}, or of another shape; these are "
+                    "different kinds of updates and cannot be merged. Leave one of them out."
                 )
 
 

@@ -123,18 +123,22 @@ def _checked(name: str, value: Any, labels: Sequence[str], complete: bool) -> An
 
 
 def make_rules(
-    own: Mapping[str, Any], modules: Mapping[str, Mapping[str, Any]], labels: Sequence[str]
+    own: Mapping[str, Any],
+    modules: Mapping[str, Mapping[str, Any]] | None,
+    labels: Sequence[str],
 ) -> list[Rule]:
     """Return the rules of a merge: from the options of the run, then one for each pattern.
 
     Raises:
         OptionError: An option is refused, or no method in use has it.
     """
+    modules = {} if modules is None else modules
     if not isinstance(modules, Mapping):
         raise OptionError(f"modules: got {modules!r}, expected patterns with options.", "modules")
     rules = [Rule.parse(own, labels)]
     for pattern, options in modules.items():
-        if not isinstance(options, Mapping) or not options:
+        named = isinstance(options, Mapping) and all(isinstance(name, str) for name in options)
+        if not named or not options:
             raise OptionError(
                 f"modules {pattern!r}: got {options!r}, expected options such as rank or skip.",
                 "modules",

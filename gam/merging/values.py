@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from gam.errors import OptionError
@@ -44,7 +44,7 @@ def switch_or_none(value: Any) -> bool | None:
 def number(value: Any) -> float | None:
     """Return a finite number as a float; None for anything else."""
     try:
-        found = math.nan if isinstance(value, (str, bool)) else float(value)
+        found = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
     except (TypeError, ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None
@@ -77,14 +77,14 @@ def scale(value: Any) -> Any:
 
 def rank(value: Any) -> int | str | float:
     """Return a whole number, "max" or "sum", or the energy as a float."""
-    if value in ("max", "sum"):
-        return str(value)
+    if isinstance(value, str) and value in ("max", "sum"):
+        return value
     try:
         if isinstance(value, str) and value.startswith("energy="):
             energy = float(value.removeprefix("energy="))
             if 0 < energy <= 1:
                 return energy
-        elif not isinstance(value, bool) and int(value) == float(value) and int(value) > 0:
+        elif not isinstance(value, (bool, bytes)) and int(value) == float(value) and int(value) > 0:
             return int(value)
     except (TypeError, ValueError, OverflowError):
         pass
@@ -129,7 +129,9 @@ def weights(value: Any, labels: Sequence[str], complete: bool) -> dict[str, Any]
     points = [weight if isinstance(weight, tuple) else (weight,) for weight in found.values()]
     if not all(points):
         raise OptionError(f"got {value!r}, a gradient needs at least one number.")
-    if not math.isfinite(sum(max(map(abs, each)) for each in points)):
+    if not all(math.isfinite(point) for each in points for point in each) or not math.isfinite(
+        sum(max(map(abs, each)) for each in points)
+    ):
         raise OptionError(f"got {value!r}, expected finite numbers with a finite sum.")
     if complete and not any(map(any, points)):
         raise OptionError("all are 0, so there is nothing to merge. Give one another weight.")
@@ -152,7 +154,7 @@ def _by_label(value: Any, labels: Sequence[str], complete: bool) -> dict[str, An
             raise OptionError(f"none for adapter {lacking[0]!r}; {_EACH}.")
         return {label: value[label] for label in labels if label in value}
     try:
-        listed_values = None if isinstance(value, str) else list(value)
+        listed_values = None if isinstance(value, (str, bytes, Set)) else list(value)
     except TypeError:
         listed_values = None
     if listed_values is None:

@@ -30,10 +30,11 @@ def findings(report: MergeReport) -> Iterator[str]:
         if math.isnan(cosine):
             yield f"adapter {name!r} is zero in every module"
     yield from _vanished(report.cosines)
-    if report.norm_ratio < _SHRUNK and _has_cancelled(report):
+    exact = report.norm_ratio / math.sqrt(report.energy_kept)  # before the rank was cut
+    if exact < _SHRUNK and _has_cancelled(report):
         times = "" if report.options["scale"] == 1 else ", times --scale"
         yield (
-            f"the merged update has {report.norm_ratio:.2f} of the mean size of its inputs; "
+            f"the merged update has {exact:.2f} of the mean size of its inputs; "
             f"--size mean brings every module back to it{times}"
         )
     if report.rounding_error > _COARSE:
@@ -86,7 +87,7 @@ def _has_cancelled(report: MergeReport) -> bool:
         shared = report.options["missing"] == "renormalize"
         weight = sum(weights[name] for name in (weights if shared else module.ranks))
         mean = module.norm / module.norm_ratio
-        found += module.norm**2
+        found += module.norm**2 / module.energy_kept
         wanted += (factor * weight * mean) ** 2
     return found < _SHRUNK**2 * wanted
 

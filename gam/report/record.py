@@ -128,6 +128,9 @@ class Record:
             if name in options:
                 got = reprlib.repr(options[name])
                 raise reader.refusal(f"options.{name}", got, "no such option")
+        # What `--size` is now was a parameter of gam alone.
+        if options.pop("match_norm", False) is True:
+            options["size"] = "mean"
         inputs = [reader.input(entry, at) for at, entry in reader.objects(values, "inputs")]
         if not inputs:
             raise reader.refusal("inputs", "[]", "at least one")

@@ -38,7 +38,8 @@ def rerun_line(report: MergeReport) -> str:
 def needs_record(report: MergeReport) -> bool:
     """Tell whether the options cannot be given on a command line."""
     gradients = any(isinstance(weight, list) for weight in report.options["weights"])
-    return gradients or any(module.settings for module in report.modules)
+    refined = bool(report.options.get("modules"))
+    return gradients or refined or any(module.settings for module in report.modules)
 
 
 def _argument(entry: InputReport) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.adapters import MODULES, make_adapter, memory_adapter
 
-from gam import Adapter, OptionError, OutputError, merge_adapters
+from gam import Adapter, AdapterError, OptionError, OutputError, merge_adapters
 from gam.api import run_merge
 from gam.hub.push import Target
+from gam.report.rerun import rerun_line
 
 
 def pair() -> list[Adapter]:
@@ -94,3 +97,58 @@ def test_notebooks_are_shown_tables() -> None:
         assert len(repr(shown).splitlines()) == 1
     assert "&lt;b&gt;" in merged.report._repr_html_()
     assert merged.report.as_dict()["method"] == "gam"
+
+
+def test_what_is_no_adapter_and_no_option_is_refused_in_one_line() -> None:
+    wrong: list[tuple[Any, dict[str, Any]]] = [
+        (5, {}),
+        ([None], {}),
+        ([b"a"], {}),
+        ([["a"]], {}),
+        (pair(), {"progress": 5}),
+        (pair(), {"expect": {}}),
+        (pair(), {"weights": [[1.0, math.nan], 1.0]}),
+        (pair(), {"weights": {1.0, 2.0}}),
+        (pair(), {"weights": b"ab"}),
+        (pair(), {"scale": b"4"}),
+        (pair(), {"rank": b"4"}),
+        (pair(), {"modules": 0}),
+        (pair(), {"modules": {"*": {3: 2}}}),
+    ]
+    for adapters, options in wrong:
+        with pytest.raises(OptionError) as caught:
+            merge_adapters(adapters, **options)
+        assert str(caught.value).endswith("."), caught.value
+        assert "\n" not in str(caught.value)
+
+
+def test_a_generator_takes_the_places_of_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("adapters: {x: nowhere, y: there}\nmethod: linear\n")
+    merged = merge_adapters((a for a in pair()), config=tmp_path / "recipe.yaml")
+    assert [entry.name for entry in merged.report.inputs] == ["x", "y"]
+
+
+def test_the_rerun_line_tells_of_skipped_modules() -> None:
+    skipped = merge_adapters(pair(), modules={next(iter(MODULES)): {"skip": True}})
+    assert rerun_line(skipped.report) == "gam-merge --config gam_merge.json -o OUT"
+
+
+def test_a_small_merge_by_its_rank_alone_is_told_of_the_rank() -> None:
+    adapters = [memory_adapter(seed=seed, name=f"a{seed}") for seed in range(6)]
+    merged = merge_adapters(adapters, method="iso_c", size="mean", rank=1)
+    assert not [text for text in merged.report.warnings if "--size" in text]
+    assert [text for text in merged.report.warnings if "--rank" in text]
+
+
+def test_a_record_from_when_the_size_was_a_parameter_of_gam(tmp_path: Path) -> None:
+    folders = [make_adapter(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
+    merge_adapters(folders, output=tmp_path / "out", size="mean")
+    file = tmp_path / "out" / "gam_merge.json"
+    record = json.loads(file.read_text())
+    del record["numerics"], record["options"]["size"]
+    record["options"]["match_norm"] = True
+    file.write_text(json.dumps(record))
+    with pytest.raises(AdapterError, match="numerics 1"):
+        merge_adapters(config=file)
+    again = merge_adapters(config=file, allow_changes=True)
+    assert again.report.norm_ratio == pytest.approx(1, abs=1e-3)

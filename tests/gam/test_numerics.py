@@ -43,6 +43,8 @@ CASES: dict[str, dict[str, Any]] = {
     "gam, two": {"weights": [1, 1, 0], "missing": "renormalize"},
     "ties, density": {"method": "ties", "density": 0.5, "rank": 4},
     "linear, sum": {"method": "linear", "rank": "sum"},
+    "linear, mean size": {"method": "linear", "size": "mean"},
+    "ties, mean size": {"method": "ties", "size": "mean", "rank": 4},
 }
 
 

@@ -13,7 +13,6 @@ from helpers.paths import ROOT
 from huggingface_hub import ModelCard
 
 from gam import Adapter, merge_adapters
-from gam.adapter import Facts
 from gam.commands.merge import main
 from gam.report import card
 
@@ -38,7 +37,7 @@ def from_hub(merged: Adapter, base: str | None, repos: Sequence[str]) -> Adapter
         for entry, new in zip(merged.report.inputs, [*hub, *kept], strict=True)
     ]
     report = dataclasses.replace(merged.report, inputs=inputs)
-    return dataclasses.replace(merged, facts=Facts(base=base), report=report)
+    return dataclasses.replace(merged, config={"base_model_name_or_path": base}, report=report)
 
 
 def command(text: str) -> list[str]:
@@ -59,13 +58,15 @@ def test_front_matter() -> None:
 @pytest.mark.parametrize("base", ["/home/me/model", "a/b/c", "C:\\x", "a b", "x\ny: 1", None, ""])
 def test_a_base_that_is_no_repository_stays_out_of_the_front_matter(base: str | None) -> None:
     merged = merge_adapters(PATHS[:1])
-    merged = dataclasses.replace(merged, facts=Facts(base=base))
+    merged = dataclasses.replace(merged, config={"base_model_name_or_path": base})
     assert "base_model" not in front_matter(card.model_card(merged))
 
 
 @pytest.mark.parametrize("base", ["true", "1.5", "null", "org/na-me_2.5"])
 def test_a_base_stays_text_in_yaml(base: str) -> None:
-    merged = dataclasses.replace(merge_adapters(PATHS[:1]), facts=Facts(base=base))
+    merged = dataclasses.replace(
+        merge_adapters(PATHS[:1]), config={"base_model_name_or_path": base}
+    )
     assert front_matter(card.model_card(merged))["base_model"] == base
 
 

@@ -50,9 +50,7 @@ def test_a_notebook_shows_tables_with_every_text_escaped() -> None:
     assert "<script" not in shown
     assert shown.count("&lt;script&gt;&amp;") == 4
     adapter = memory_adapter(name=odd)
-    adapter = dataclasses.replace(
-        adapter, facts=dataclasses.replace(adapter.facts, base=odd), report=report()
-    )
+    adapter = dataclasses.replace(adapter, config={"base_model_name_or_path": odd}, report=report())
     shown = adapter_html(adapter)
     assert "<script" not in shown
     assert "q_proj" in shown

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from helpers.adapters import (
     MODULES,
@@ -237,6 +238,55 @@ def test_a_wrong_result_is_named(tmp_path, monkeypatch):
         lambda: merge_adapters(pair, method="broken"),
         PluginError,
         "method 'broken' of package 'pkg 0.3': returned a int, expected a Product or Rows",
+    )
+
+
+MAKES = """
+import torch
+from gam.algebra.updates import Product, block_diagonal
+from gam.strategies import Strategy
+SEEN = []
+def function(updates, weights):
+    SEEN.append((updates[0].left.side.dtype, updates[0].right.side.dtype))
+    core = block_diagonal([w * u.core for u, w in zip(updates, weights)])
+    return Product(None, CORE, None, DIAGNOSTICS)
+P = Strategy("broken", function, "s", "p"GUARD)
+"""
+
+
+def makes(core="core", diagnostics="{}", guard=""):
+    code = MAKES.replace("CORE", core).replace("DIAGNOSTICS", diagnostics)
+    return code.replace("GUARD", guard)
+
+
+@pytest.mark.parametrize(
+    ("guard", "dtype"), [("", torch.float64), (", float32_is_enough=True", torch.float32)]
+)
+def test_only_a_method_that_guards_itself_gets_float32(guard, dtype, tmp_path, monkeypatch):
+    install(tmp_path / "site", monkeypatch, makes(guard=guard), "P")
+    pair = [memory_adapter(dtype=torch.bfloat16, seed=seed, name=f"a{seed}") for seed in range(2)]
+    merge_adapters(pair, method="broken")
+    assert set(sys.modules["pkg_module"].SEEN) == {(dtype, dtype)}
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (makes("core.float()"), "a core [1, 8, 8] float32, expected [1, p, q] float64"),
+        (makes("core[0]"), "a core [8, 8] float64, expected [1, p, q] float64"),
+        (makes("core * torch.nan"), "a core with NaN or infinity"),
+        (makes(diagnostics="{'x': [1, 2]}"), "diagnostics of another length than its 1 modules"),
+    ],
+    ids=["dtype", "batch", "nan", "diagnostics"],
+)
+def test_a_wrong_product_is_named(code, text, tmp_path, monkeypatch):
+    install(tmp_path / "site", monkeypatch, code, "P")
+    pair = [memory_adapter(seed=seed, name=f"a{seed}") for seed in range(2)]
+    assert_refused(
+        lambda: merge_adapters(pair, method="broken"),
+        PluginError,
+        f"method 'broken' of package 'pkg 0.3': returned {text}",
+        "Tell its author.",
     )
 
 
