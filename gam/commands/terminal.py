@@ -91,15 +91,32 @@ def settle_client(quiet: bool) -> None:
 
 @contextlib.contextmanager
 def bar(label: str, hidden: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal's stderr; give what is called with the number done and in all."""
+    """Show a bar on a terminal's stderr; give what is called with the number done and in all.
+
+    It begins with the first step and its line ends with the last one, so that what is printed
+    before and after has lines of its own.
+    """
     hidden = hidden or sys.stderr is None or not sys.stderr.isatty()
-    with click.progressbar(length=1, label=label, file=sys.stderr, hidden=hidden) as shown:
+    shown = click.progressbar(length=1, label=label, file=sys.stderr, hidden=hidden)
+    is_open = False
 
-        def progress(done: int, count: int) -> None:
-            shown.length = count
-            shown.update(done - shown.pos)
+    def progress(done: int, count: int) -> None:
+        nonlocal is_open
+        is_open, shown.length = True, count
+        shown.update(done - shown.pos)
+        if done >= count:
+            end()
 
+    def end() -> None:
+        nonlocal is_open
+        if is_open:
+            is_open = False
+            shown.render_finish()
+
+    try:
         yield progress
+    finally:
+        end()
 
 
 def warn(text: str) -> None:

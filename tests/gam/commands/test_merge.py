@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -532,3 +533,27 @@ def test_methods_are_completed() -> None:
 
 def test_h_is_help() -> None:
     assert invoke("-h").stdout == invoke("--help").stdout
+
+
+# What a terminal shows needs one; only POSIX has those that a program can be given.
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_the_bar_has_a_line_of_its_own(tmp_path: Path) -> None:
+    import pty
+
+    main_end, terminal = pty.openpty()
+    command = [sys.executable, "-c", "from gam.commands.merge import main; main()"]
+    done = subprocess.run(
+        [*command, REVERSE, SORT, "-o", str(tmp_path / "out")],
+        stdout=terminal,
+        stderr=terminal,
+        check=False,
+    )
+    os.close(terminal)
+    printed = os.read(main_end, 65536).decode()
+    os.close(main_end)
+    assert done.returncode == 0, printed
+    bar, _, rest = printed.partition("\r\n")
+    assert "Merging" in bar
+    assert "100%" in bar
+    assert rest.startswith("Wrote ")
+    assert "\x1b[1madapter  weight" in rest
