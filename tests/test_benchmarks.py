@@ -31,9 +31,9 @@ def test_linear_of_peft_is_off_and_ours_is_not():
     rows = [line.split() for line in benchmark("peft_linear.py").splitlines()[1:]]
     assert [row[-2] for row in rows] == ["1.00", "0.88"]
     assert all(float(row[-1]) < 1e-6 for row in rows)
-    readme = (ROOT / "README.md").read_text()
-    assert "off by 1.00 times the true average" in readme
-    assert "of two trained ones by 0.88" in readme
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert "by 1.00 times that average for two random rank-8 adapters" in readme
+    assert "by 0.88 for two trained ones; `linear --rank sum` here by 1e-7" in readme
 
 
 def test_operations_are_checked_and_measured():

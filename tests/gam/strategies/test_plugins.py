@@ -266,7 +266,9 @@ def test_only_a_method_that_guards_itself_gets_float32(guard, dtype, tmp_path, m
     install(tmp_path / "site", monkeypatch, makes(guard=guard), "P")
     pair = [memory_adapter(dtype=torch.bfloat16, seed=seed, name=f"a{seed}") for seed in range(2)]
     merge_adapters(pair, method="broken")
-    assert set(sys.modules["pkg_module"].SEEN) == {(dtype, dtype)}
+    seen = sys.modules["pkg_module"].SEEN
+    assert seen[0] == (dtype, dtype)  # what float32 does not determine comes in float64 later
+    assert guard or set(seen) == {(torch.float64, torch.float64)}
 
 
 @pytest.mark.parametrize(
